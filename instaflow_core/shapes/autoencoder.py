@@ -1,0 +1,51 @@
+"""Training the built-in autoencoder: pictures to latents at an eighth of their size, about N(0, 1), and back."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..noise import indexed_generator
+from .anatomy import NATIVE_SIZE
+from .captions import sample_captions
+from .render import render, sample_scene
+
+CROP = 32
+LATENT_NOISE = 0.05
+"""Noise added to latents in training, so that the decoder forgives small errors of a generator."""
+
+
+def render_pictures(count: int, seed: int) -> Tensor:
+    """`count` pictures of training captions as (count, 3, 64, 64) uint8."""
+    rng = random.Random(seed)
+    captions = sample_captions(count, seed)
+    pictures = [np.asarray(render(sample_scene(c, rng), NATIVE_SIZE)) for c in captions]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+class CropBatches:
+    """Step -> (B, 3, 32, 32) float crops in [0, 1] at offsets that are multiples of 8, and (B, 4, 4, 4) noise."""
+
+    def __init__(self, pictures: Tensor, batch_size: int, seed: int):
+        self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        generator = indexed_generator(self.seed, step)
+        index = torch.randint(len(self.pictures), (self.batch_size,), generator=generator).tolist()
+        places = (torch.randint((NATIVE_SIZE - CROP) // 8 + 1, (self.batch_size, 2), generator=generator) * 8).tolist()
+        crops = [self.pictures[i, :, y : y + CROP, x : x + CROP] for i, (y, x) in zip(index, places, strict=True)]
+        noise = torch.randn(self.batch_size, 4, CROP // 8, CROP // 8, generator=generator)
+        return torch.stack(crops).float() / 255, noise
+
+
+def autoencoder_loss(vae: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """L1 + L2 of the reconstruction, and a pull of the latents' mean and deviation to 0 and 1."""
+    pictures, noise = batch
+    latents = vae.encoder(pictures * 2 - 1)
+    decoded = vae.decoder(latents + LATENT_NOISE * noise)
+    error = (decoded.float() + 1) / 2 - pictures
+    latents = latents.float()
+    moments = latents.mean((0, 2, 3)).square().mean() + (latents.std((0, 2, 3)) - 1).square().mean()
+    return error.abs().mean() + error.square().mean() + 0.1 * moments
