@@ -1,0 +1,23 @@
+# Thin: each target makes the development host ready and calls one script. See README.md.
+PYTHON ?= python3
+HOST = $(PYTHON) scripts/devhost.py
+
+.PHONY: demo test ui bench models table
+
+demo:
+	@$(HOST) scripts/demo.py $${PROMPT:+--prompt="$$PROMPT"} $${SEED:+--seed="$$SEED"} $${OUT:+--out="$$OUT"}
+
+test:
+	@$(HOST) scripts/check.py
+
+ui:
+	@$(HOST) scripts/ui.py $${PORT:+--port="$$PORT"}
+
+bench:
+	@$(HOST) benchmarks/run.py
+
+models:
+	@$(HOST) scripts/train_models.py
+
+table:
+	@$(HOST) scripts/table.py

@@ -1,0 +1,66 @@
+"""make demo: the first workflow, run in a real ComfyUI server through its HTTP API, from a prompt to a PNG file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+import workflow
+from comfy_client import ComfyClient, Graph, PromptFailed, PromptRefused, PromptResult
+from comfy_server import ComfyServer, ServerError
+from devhost import HOST_FOLDER, ROOT, SetupError, located
+
+WORKFLOW = ROOT / "workflows" / "01_one_step_text_to_image.json"
+
+
+class DemoError(Exception):
+    """The demo cannot do what was asked; the message says why."""
+
+
+def main() -> None:
+    """Parse the command line, run the workflow once, write the picture, print where and how long it took."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--prompt", help="the caption; without it, the workflow's own")
+    parser.add_argument("--seed", type=int, help="0 or more; without it, the workflow's own")
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo.png", help="the PNG file to write")
+    arguments = parser.parse_args()
+    # `kill` and a stopped job end the server too, not only Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    result = run_workflow(arguments.prompt, arguments.seed)
+    if len(result.images) != 1:
+        raise DemoError(f"{WORKFLOW.name} gave {len(result.images)} images, expected one.")
+    write_atomically(arguments.out, result.images[0])
+    print(f"{arguments.out}  ({result.seconds:.2f} s for the prompt)")
+
+
+def run_workflow(prompt: str | None, seed: int | None) -> PromptResult:
+    """Run WORKFLOW with this caption and seed on a server that is started for it and stopped after it."""
+    saved = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    with ComfyServer(located(), HOST_FOLDER / "base") as server:
+        client = ComfyClient(server.url)
+        graph: Graph = workflow.to_prompt(saved, client.object_info())
+        if prompt is not None:
+            workflow.set_text(graph, prompt)
+        if seed is not None:
+            workflow.set_seed(graph, seed)
+        return client.run_prompt(graph)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` through a temporary file beside it, so that no half-written file is ever there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DemoError, SetupError, ServerError, PromptRefused, PromptFailed, workflow.WorkflowError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
