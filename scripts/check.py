@@ -15,7 +15,6 @@ def main() -> int:
     browser.executable()  # the browser tests need one; said (or installed) before the long part
     steps = [
         ["ruff", "check", "."],
-        ["ruff", "format", "--check", "scripts", "benchmarks", "tests"],
         ["mypy", "instaflow_core", "scripts", "benchmarks"],
         ["pytest", *sys.argv[1:]],
     ]

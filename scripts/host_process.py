@@ -1,0 +1,50 @@
+"""ComfyUI inside this process, with its own nodes: for node tests and for measuring what the pack's import costs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from devhost import DevHost, make_base
+
+
+def open_host(host: DevHost, base: Path) -> ModuleType:
+    """Import the real host on the CPU, with `base` as its base directory, and load the nodes it ships.
+
+    What main.py does up to the point where custom nodes are loaded. Call it once in a process, before anything else
+    has imported a host module.
+
+    Returns:
+        the host's `nodes` module.
+    """
+    make_base(base)
+    sys.path.insert(0, str(host.comfyui))
+    import comfy.options
+
+    comfy.options.args_parsing = False
+    from comfy.cli_args import args
+
+    args.cpu = True
+    args.base_directory = str(base)
+    args.database_url = "sqlite:///:memory:"
+    args.disable_api_nodes = True
+    import nodes
+    import server
+
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    server.PromptServer(loop)
+    loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    return nodes
+
+
+def load_pack(nodes: ModuleType, pack: Path) -> None:
+    """Load the pack at `pack` (a folder of custom_nodes) through the host's own loader.
+
+    Raises:
+        ImportError: the host refused it; its log says why.
+    """
+    if not asyncio.run(nodes.load_custom_node(str(pack), set(nodes.NODE_CLASS_MAPPINGS))):
+        raise ImportError(f"the host could not load the pack at {pack}; the lines above say why.")

@@ -1,0 +1,58 @@
+"""The real host inside the test process, with the pack loaded as the host loads it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from devhost import PACK_NAME, DevHost
+from host_process import load_pack, open_host
+
+
+@dataclass(frozen=True)
+class OpenHost:
+    """The host in this process.
+
+    Attributes:
+        base: its base directory; checkpoints go under `base / "models" / ...`.
+        nodes: its `nodes` module.
+        pack_path: where it finds the pack.
+    """
+
+    base: Path
+    nodes: ModuleType
+    pack_path: Path
+
+    def node(self, node_id: str) -> Any:
+        """The class the host has registered under `node_id`."""
+        return self.nodes.NODE_CLASS_MAPPINGS[node_id]
+
+    def run(self, node_id: str, **inputs: Any) -> tuple[Any, ...]:
+        """Run a node of either API as the executor does, in inference mode; its outputs."""
+        import torch
+
+        kind = self.node(node_id)
+        with torch.inference_mode():
+            if hasattr(kind, "define_schema"):
+                return tuple(kind.EXECUTE_NORMALIZED(**inputs).result)
+            return tuple(getattr(kind(), kind.FUNCTION)(**inputs))
+
+
+@pytest.fixture(scope="session")
+def host(dev_host: DevHost, tmp_path_factory: pytest.TempPathFactory) -> OpenHost:
+    """The host with its own nodes and the pack's."""
+    base = tmp_path_factory.mktemp("host")
+    nodes = open_host(dev_host, base)
+    pack_path = base / "custom_nodes" / PACK_NAME
+    load_pack(nodes, pack_path)
+    return OpenHost(base, nodes, pack_path)
+
+
+@pytest.fixture(scope="session")
+def pack(host: OpenHost) -> ModuleType:
+    """The pack's root package as the host has imported it: `pack.nodes`, `pack.instaflow_core` are its parts."""
+    return sys.modules[str(host.pack_path).replace(".", "_x_")]
