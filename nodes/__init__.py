@@ -1,0 +1,23 @@
+"""The nodes of the pack, listed by hand."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .loading import InstaFlowLoadCheckpoint, InstaFlowLoadUNet, InstaFlowModelSampling
+from .noise import InstaFlowSeedNoise
+from .sampling import InstaFlowSampler, InstaFlowScheduler
+
+NODES: list[type[io.ComfyNode]] = [
+    InstaFlowLoadCheckpoint,
+    InstaFlowLoadUNet,
+    InstaFlowModelSampling,
+    InstaFlowSampler,
+    InstaFlowScheduler,
+    InstaFlowSeedNoise,
+]
+
+
+class InstaFlowExtension(ComfyExtension):
+    """What the host asks for the pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,486 @@
+"""Everything that touches ComfyUI's internals: our checkpoints as the host's own MODEL, CLIP and VAE, and its sampling.
+
+Hosts from 0.3.75 on are supported. What a newer one adds is looked up when it is needed, never at import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..instaflow_core import flow
+from ..instaflow_core.checkpoints import BUILT_IN, Checkpoint, load
+from ..instaflow_core.formats import FormatError, Row, per_level, unet_table, vae_table
+from ..instaflow_core.solvers import time_grid
+
+WEIGHT_DTYPES = {
+    "default": None,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+"""The choices of `weight_dtype` and the type the UNet's weights are kept in; None leaves it to the host."""
+
+
+def schema(node_id: str, *, search_aliases: list[str], **fields: Any) -> io.Schema:
+    """An `io.Schema` for old and new hosts: search aliases are left out where the host does not know them."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    aliases = {"search_aliases": search_aliases} if "search_aliases" in known else {}
+    return io.Schema(node_id=node_id, **aliases, **fields)
+
+
+# --- The flow as the host's model_sampling ---------------------------------------------------------------------------
+
+
+class InstaFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """InstaFlow as the host's `model_sampling`: noise levels sigma = 1 - t in [0, 1], the UNet asked at 1000 sigma.
+
+    A host flow model predicts noise minus data; InstaFlow predicts the velocity, data minus noise, so only
+    `calculate_denoised` differs from CONST.
+
+    Attributes:
+        stage: what the checkpoint says of itself, such as "one-step"; "" where nothing is known.
+        sigmas: the 1000 levels 1/1000 .. 1 the host's schedulers choose from, float32.
+    """
+
+    def __init__(self, stage: str = "") -> None:
+        super().__init__()
+        self.stage = stage
+        self.sigmas = uniform_sigmas(1000).flip(0)[1:]
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Keep the schedule as a plain attribute: a host that saves and restores buffers leaks them to clones."""
+        setattr(self, name, tensor)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """1000 sigma, as a float: unet_time(1 - sigma) without the rounding of 1 - sigma."""
+        return flow.unet_time(0.0) * sigma
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        return flow.sigma_from_time(flow.time_from_unet(timestep))
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+        return flow.denoised_from_velocity(model_input, model_output, sigma)
+
+    def noise_scaling(
+        self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False
+    ) -> Tensor:
+        return flow.interpolate(noise, latent_image, flow.time_from_sigma(sigma))
+
+
+def uniform_sigmas(steps: int) -> Tensor:
+    """The exact grid 1 - i / steps, i = 0..steps, as (steps + 1,) float32 from 1.0 down to 0.0.
+
+    Raises:
+        ValueError: steps is below 1.
+    """
+    return flow.sigma_from_time(time_grid(steps)).float()
+
+
+def as_instaflow(model: Any, stage: str = "") -> Any:
+    """A clone of an SD1.5-shaped MODEL whose UNet's output is taken as InstaFlow's velocity.
+
+    Raises:
+        ValueError: the MODEL is of another architecture.
+    """
+    config = model.model.model_config
+    if not isinstance(config, comfy.supported_models.SD15):
+        raise ValueError(
+            f"This MODEL is a {type(config).__name__}; InstaFlow has the shape of Stable Diffusion 1.5. "
+            "Connect a Stable Diffusion 1.5 MODEL that holds InstaFlow's weights."
+        )
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", InstaFlowSampling(stage))
+    return patched
+
+
+def instaflow_sampling(model: Any) -> InstaFlowSampling:
+    """The flow of an InstaFlow MODEL.
+
+    Raises:
+        ValueError: the MODEL is not an InstaFlow.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, InstaFlowSampling):
+        raise ValueError(
+            "This MODEL is not an InstaFlow: the host samples it as "
+            f"{'/'.join(c.__name__ for c in type(sampling).__mro__[:3])}. Load an InstaFlow with InstaFlow Load "
+            "Checkpoint, or send a MODEL that holds InstaFlow's weights through InstaFlow Model Sampling. "
+            "An ordinary diffusion model, such as `built-in: shapes-teacher`, is sampled with KSampler."
+        )
+    return sampling
+
+
+# --- Sampling --------------------------------------------------------------------------------------------------------
+
+
+def host_noise(latent: dict[str, Any], seed: int) -> Tensor:
+    """The noise KSampler draws for this latent and seed, leaving torch's own random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
+
+
+def check_latent(model: Any, latent: dict[str, Any]) -> None:
+    """Raise ValueError unless the latent has the (B, 4, H, W) shape the model takes."""
+    shape, channels = tuple(latent["samples"].shape), model.get_model_object("latent_format").latent_channels
+    if len(shape) != 4 or shape[1] != channels:
+        raise ValueError(
+            f"This LATENT has the shape {shape}; InstaFlow takes (batch, {channels}, height / 8, width / 8). "
+            "Make it with Empty Latent Image, or with VAE Encode and InstaFlow's own VAE."
+        )
+
+
+def with_samples(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:
+    """The LATENT with other samples; a newer host's note on the scale of an empty latent no longer holds."""
+    kept = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
+    return {**kept, "samples": samples}
+
+
+def sample_euler(
+    model: Any,
+    conditioning: dict[str, Any],
+    guidance: float,
+    latent: dict[str, Any],
+    noise: Tensor,
+    sigmas: Tensor,
+    seed: int,
+) -> Tensor:
+    """The host's Euler sampler, with its previews, interrupt, masks and memory management.
+
+    Args:
+        conditioning: {"positive": ...} and, for guidance above 1, {"negative": ...}.
+        noise: (B, 4, H, W), N(0, 1).
+        sigmas: falling noise levels; none at all returns the latent as it is.
+    """
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds(conditioning)
+    guider.set_cfg(guidance)
+    samples = guider.sample(
+        noise,
+        latent["samples"],
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return samples.to(comfy.model_management.intermediate_device())
+
+
+# --- Checkpoints as host objects -------------------------------------------------------------------------------------
+
+
+def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """A host MODEL from a checkpoint: a flow where it predicts velocity, an ordinary SD model where it predicts noise.
+
+    Args:
+        weight_dtype: a key of WEIGHT_DTYPES.
+        disable_dynamic: ask a newer host for a patcher without dynamic VRAM.
+
+    Raises:
+        FormatError: the weights do not fill the UNet their configuration describes.
+    """
+    weights = _ldm(checkpoint.unet, unet_table(checkpoint.unet_config))
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    config = _SmallSD15(_unet_config(checkpoint.unet_config))
+    dtype = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=config.supported_inference_dtypes,
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    manual_cast = comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
+    _call(config.set_inference_dtype, dtype, manual_cast, device=load_device)
+    flows = checkpoint.prediction == "velocity"
+    config.model_kind = comfy.model_base.ModelType.FLOW if flows else comfy.model_base.ModelType.EPS
+
+    model = config.get_model(weights, "").to(offload_device)
+    if flows:
+        model.model_sampling = InstaFlowSampling(checkpoint.stage)
+    _check_keys("UNet", weights, model.diffusion_model)
+    patcher = _patcher_class(disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
+    assign = patcher.is_dynamic() if hasattr(patcher, "is_dynamic") else False
+    _call(model.load_model_weights, weights, "", assign=assign)
+    return patcher
+
+
+def build_clip(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """A host CLIP from a checkpoint's text encoder, on the host's own SD1 tokenizer.
+
+    Only "fp32" reaches the text encoder; any other weight_dtype leaves its type to the host.
+
+    Raises:
+        FormatError: the checkpoint has no text encoder, or not the one its configuration describes.
+    """
+    if checkpoint.text_encoder is None or checkpoint.text_config is None:
+        raise _without("text encoder")
+    width = checkpoint.text_config["hidden_size"]
+    encoder = partial(
+        comfy.sd1_clip.SDClipModel,
+        # Checkpoints of SD1.5's time say 2 here; the tokenizer's end token is the last of its vocabulary.
+        textmodel_json_config={**checkpoint.text_config, "eos_token_id": 49407},
+        return_projected_pooled=False,
+    )
+    target = comfy.supported_models_base.ClipTarget(
+        partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=partial(comfy.sd1_clip.SDTokenizer, embedding_size=width)),
+        partial(comfy.sd1_clip.SD1ClipModel, clip_model=encoder),
+    )
+    # SD1.5 has no projection; the host's module has one, which would stay uninitialised memory.
+    weights = {**checkpoint.text_encoder, "text_projection.weight": torch.eye(width)}
+    arguments: dict[str, Any] = {
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+        "parameters": comfy.utils.calculate_parameters(weights),
+        "model_options": {"dtype": torch.float32} if weight_dtype == "fp32" else {},
+    }
+    if "state_dict" in inspect.signature(comfy.sd.CLIP).parameters:
+        clip = comfy.sd.CLIP(target, state_dict=[weights], disable_dynamic=disable_dynamic, **arguments)
+    else:
+        clip = comfy.sd.CLIP(target, **arguments)
+        clip.load_sd(weights)
+    _check_keys("text encoder", weights, clip.cond_stage_model.clip_l.transformer)
+    return clip
+
+
+def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
+    """A host VAE from a checkpoint's AutoencoderKL or AutoencoderTiny. Only "fp32" reaches it, as in `build_clip`.
+
+    Raises:
+        FormatError: the checkpoint has no VAE, or not the one its configuration describes.
+    """
+    if checkpoint.vae is None or checkpoint.vae_config is None:
+        raise _without("VAE")
+    weights = _ldm(checkpoint.vae, vae_table(checkpoint.vae_config))
+    dtype = torch.float32 if weight_dtype == "fp32" else None
+    vae = comfy.sd.VAE(sd=dict(weights), config=_vae_config(checkpoint.vae_config), dtype=dtype)
+    _check_keys("VAE", weights, vae.first_stage_model)
+    return vae
+
+
+def load_model(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """Read a checkpoint and build its MODEL. The host calls it again where it needs a fresh copy of the weights."""
+    return _reloadable(build_model(load(source), weight_dtype, disable_dynamic), load_model, source, weight_dtype)
+
+
+def load_clip_patcher(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """The patcher of a checkpoint's CLIP, for a host that needs a fresh copy of its weights."""
+    return build_clip(load(source), weight_dtype, disable_dynamic).patcher
+
+
+def load_vae_patcher(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """The patcher of a checkpoint's VAE, for a host that needs a fresh copy of its weights."""
+    return build_vae(load(source), weight_dtype).patcher
+
+
+def load_all(source: str, weight_dtype: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a checkpoint.
+
+    Args:
+        source: a built-in name, a file or a diffusers folder.
+
+    Raises:
+        FormatError: the checkpoint cannot be used, or lacks its text encoder or VAE.
+    """
+    checkpoint = load(source)
+    clip, vae = build_clip(checkpoint, weight_dtype), build_vae(checkpoint, weight_dtype)
+    _reloadable(clip.patcher, load_clip_patcher, source, weight_dtype)
+    _reloadable(vae.patcher, load_vae_patcher, source, weight_dtype)
+    model = _reloadable(build_model(checkpoint, weight_dtype), load_model, source, weight_dtype)
+    return model, clip, vae
+
+
+class _SmallSD15(comfy.supported_models.SD15):
+    """Stable Diffusion 1.5's anatomy in any width and depth: the host's own entry names SD1.5's sizes."""
+
+    unet_config: dict[str, Any] = {}  # noqa: RUF012 - the host reads it from the class
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012
+    model_kind = comfy.model_base.ModelType.EPS
+
+    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        return self.model_kind
+
+
+class _Multiple(float):
+    """A level's width over the first level's. The host multiplies it by a width and needs a whole number back."""
+
+    def __mul__(self, width: float) -> int:
+        return round(float(self) * width)
+
+    __rmul__ = __mul__
+
+
+def _multiples(widths: Sequence[int]) -> list[_Multiple]:
+    return [_Multiple(width / widths[0]) for width in widths]
+
+
+def _unet_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The host's UNet configuration for diffusers' one, as model_detection writes it for Stable Diffusion 1.5."""
+    widths = list(config["block_out_channels"])
+    layers = per_level(config["layers_per_block"], len(widths))
+    depths = per_level(config.get("transformer_layers_per_block", 1), len(widths))
+    attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
+    depth = [d if attends[i] else 0 for i, d in enumerate(depths)]
+    return {
+        "use_checkpoint": False,
+        "image_size": 32,
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "use_spatial_transformer": True,
+        "legacy": False,
+        "adm_in_channels": None,
+        "model_channels": widths[0],
+        "num_res_blocks": layers,
+        "transformer_depth": [d for d, n in zip(depth, layers, strict=True) for _ in range(n)],
+        "transformer_depth_output": [d for d, n in zip(depth, layers, strict=True) for _ in range(n + 1)],
+        "transformer_depth_middle": depths[-1],
+        "channel_mult": _multiples(widths),
+        "use_linear_in_transformer": bool(config.get("use_linear_projection")),
+        "context_dim": config["cross_attention_dim"],
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+        **_heads(config, widths),
+    }
+
+
+def _heads(config: dict[str, Any], widths: list[int]) -> dict[str, int]:
+    """Attention heads: diffusers' `attention_head_dim` is, for old models' sake, the number of heads."""
+    heads = per_level(config.get("num_attention_heads") or config["attention_head_dim"], len(widths))
+    if len(set(heads)) == 1:
+        return {"num_heads": heads[0], "num_head_channels": -1}
+    return {"num_heads": -1, "num_head_channels": widths[0] // heads[0]}
+
+
+def _vae_config(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The host's configuration of an AutoencoderKL; None for AutoencoderTiny, which it knows by its weights."""
+    if config["_class_name"] == "AutoencoderTiny":
+        return None
+    widths, latent = config["block_out_channels"], config["latent_channels"]
+    ddconfig = {
+        "double_z": True,
+        "z_channels": latent,
+        "resolution": 256,
+        "in_channels": config["in_channels"],
+        "out_ch": config["out_channels"],
+        "ch": widths[0],
+        "ch_mult": _multiples(widths),
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    return {"params": {"ddconfig": ddconfig, "embed_dim": latent}}
+
+
+def _ldm(weights: dict[str, Tensor], table: list[Row]) -> dict[str, Tensor]:
+    """Weights under the names and shapes the host's modules give them."""
+    return {row.ldm: weights[row.diffusers].reshape(row.ldm_shape) for row in table if row.diffusers in weights}
+
+
+def _check_keys(part: str, weights: dict[str, Tensor], module: torch.nn.Module) -> None:
+    """Raise FormatError unless the weights and the host's module have the same tensors: the host would only log it."""
+    ours, hosts = {k for k in weights if not k.endswith("position_ids")}, set(module.state_dict())
+    if ours != hosts:
+        example = min(ours ^ hosts)
+        raise FormatError(
+            f"the {part} has {len(ours - hosts)} tensors the host has no place for and lacks {len(hosts - ours)}, "
+            f"such as {example}",
+            f"a {part} of Stable Diffusion 1.5's anatomy",
+            "Check that the checkpoint's configuration belongs to its weights.",
+        )
+
+
+def _without(part: str) -> FormatError:
+    return FormatError(
+        f"the checkpoint has no {part}",
+        "a UNet, a text encoder and a VAE",
+        "Load the UNet alone with InstaFlow Load UNet, and CLIP and VAE of Stable Diffusion 1.5 with the host's loaders.",
+    )
+
+
+def _patcher_class(disable_dynamic: bool) -> Any:
+    """What the host wraps a model in; newer hosts decide when they start whether it uses dynamic VRAM."""
+    if disable_dynamic:
+        return comfy.model_patcher.ModelPatcher
+    return getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+def _reloadable(patcher: Any, loader: Callable[..., Any], source: str, weight_dtype: str) -> Any:
+    """Tell the host how to load this patcher's weights once more; LoRA training, hooks and compiling need it."""
+    patcher.cached_patcher_init = (loader, (source, weight_dtype))
+    return patcher
+
+
+def _call(function: Callable[..., Any], *args: Any, **newer: Any) -> Any:
+    """Call a host function, leaving out the keywords that only newer hosts take."""
+    known = inspect.signature(function).parameters
+    return function(*args, **{name: value for name, value in newer.items() if name in known})
+
+
+# --- Where checkpoints lie -------------------------------------------------------------------------------------------
+
+
+def checkpoint_sources() -> dict[str, str]:
+    """Choices of InstaFlowLoadCheckpoint and what each stands for: built-in names, files, diffusers folders."""
+    sources = {name: name for name in BUILT_IN}
+    for name in folder_paths.get_filename_list("checkpoints"):
+        sources.setdefault(name, folder_paths.get_full_path_or_raise("checkpoints", name))
+    for name, path in _diffusers_folders().items():
+        sources.setdefault(name, path)
+    return sources
+
+
+def unet_sources() -> dict[str, str]:
+    """Choices of InstaFlowLoadUNet: files of models/diffusion_models, and the UNets of models/diffusers."""
+    names = folder_paths.get_filename_list("diffusion_models")
+    sources = {name: folder_paths.get_full_path_or_raise("diffusion_models", name) for name in names}
+    for name, path in _diffusers_folders().items():
+        if os.path.isdir(os.path.join(path, "unet")):
+            sources.setdefault(f"{name}/unet", os.path.join(path, "unet"))
+    return sources
+
+
+def resolve(name: str, sources: dict[str, str], folders: str) -> str:
+    """What a chosen name stands for. Hosts up to 0.3.75 do not check a choice, and prompts come over the network.
+
+    Raises:
+        ValueError: no such choice.
+    """
+    if name not in sources:
+        raise ValueError(
+            f"There is no checkpoint {name!r}. It was looked for in {folders}. "
+            "Put it there, refresh the page (R) and choose it again."
+        )
+    return sources[name]
+
+
+def _diffusers_folders() -> dict[str, str]:
+    """Diffusers folders under models/diffusers, by their path there: those with a unet/ or a model_index.json."""
+    found: dict[str, str] = {}
+    for root in folder_paths.get_folder_paths("diffusers"):
+        for path, folders, files in os.walk(root, followlinks=True):
+            if path != root and ("unet" in folders or "model_index.json" in files):
+                found.setdefault(os.path.relpath(path, root).replace(os.sep, "/"), path)
+                folders.clear()  # what lies inside belongs to it
+    return found

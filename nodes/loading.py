@@ -1,0 +1,114 @@
+"""Nodes that bring an InstaFlow into the host as its own MODEL, CLIP and VAE."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import host
+
+_DTYPE_TOOLTIP = (
+    "The type the weights are kept in. default: what the host chooses for this machine. fp32: everything, text encoder "
+    "and VAE too, for pictures that match the reference. fp16, bf16 and fp8: the UNet only, to save memory."
+)
+
+
+def _weight_dtype(name: str) -> str:
+    if name not in host.WEIGHT_DTYPES:
+        raise ValueError(f"Unknown weight_dtype {name!r}; expected one of {', '.join(host.WEIGHT_DTYPES)}.")
+    return name
+
+
+class InstaFlowLoadCheckpoint(io.ComfyNode):
+    """A whole InstaFlow: built in, a single file, or a diffusers folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowLoadCheckpoint",
+            display_name="InstaFlow Load Checkpoint",
+            category="InstaFlow/loaders",
+            description="Loads an InstaFlow or 2-Rectified Flow as MODEL, CLIP and VAE. Works at once with the small "
+            "built-in models; the released weights (CC-BY-NC-4.0) go into models/diffusers as they are.",
+            search_aliases=["instaflow", "rectified flow", "load checkpoint", "one step", "diffusers", "2-rectified"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=list(host.checkpoint_sources()),
+                    tooltip="A built-in model, a single file of models/checkpoints, or a diffusers folder of "
+                    "models/diffusers (one that holds unet/ or model_index.json).",
+                ),
+                io.Combo.Input(
+                    "weight_dtype", options=list(host.WEIGHT_DTYPES), default="default", tooltip=_DTYPE_TOOLTIP
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The flow, for InstaFlow Sampler, KSampler and the rest."),
+                io.Clip.Output(display_name="CLIP", tooltip="The text encoder, for CLIP Text Encode."),
+                io.Vae.Output(display_name="VAE", tooltip="Between pixels and latents, for VAE Decode and Encode."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
+        folders = "the built-in models, models/checkpoints and models/diffusers"
+        source = host.resolve(checkpoint, host.checkpoint_sources(), folders)
+        return io.NodeOutput(*host.load_all(source, _weight_dtype(weight_dtype)))
+
+
+class InstaFlowLoadUNet(io.ComfyNode):
+    """An InstaFlow's UNet alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowLoadUNet",
+            display_name="InstaFlow Load UNet",
+            category="InstaFlow/loaders",
+            description="Loads the UNet of an InstaFlow alone, in diffusers' or in Stable Diffusion's key layout. Use "
+            "it with the CLIP and VAE of any Stable Diffusion 1.5 checkpoint.",
+            search_aliases=["instaflow", "rectified flow", "load diffusion model", "unet"],
+            inputs=[
+                io.Combo.Input(
+                    "unet_name",
+                    options=list(host.unet_sources()),
+                    tooltip="A file of models/diffusion_models, or the unet/ of a diffusers folder in models/diffusers.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype", options=list(host.WEIGHT_DTYPES), default="default", tooltip=_DTYPE_TOOLTIP
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The flow, for InstaFlow Sampler, KSampler and the rest.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
+        source = host.resolve(unet_name, host.unet_sources(), "models/diffusion_models and models/diffusers")
+        return io.NodeOutput(host.load_model(source, _weight_dtype(weight_dtype)))
+
+
+class InstaFlowModelSampling(io.ComfyNode):
+    """Any SD1.5-shaped MODEL taken as an InstaFlow."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowModelSampling",
+            display_name="InstaFlow Model Sampling",
+            category="InstaFlow/model",
+            description="Makes a Stable Diffusion 1.5-shaped MODEL from any loader or merge an InstaFlow: its UNet's "
+            "output is taken as velocity, data minus noise. Only right for weights that were trained so.",
+            search_aliases=["instaflow", "rectified flow", "ModelSamplingSD3", "flow", "velocity", "patch"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="A MODEL that holds InstaFlow's weights but was loaded as an ordinary Stable Diffusion 1.5.",
+                )
+            ],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="The same weights, sampled as a rectified flow.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any) -> io.NodeOutput:
+        return io.NodeOutput(host.as_instaflow(model))

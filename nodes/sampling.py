@@ -1,0 +1,172 @@
+"""Sampling nodes: Euler steps from noise to image on the exact uniform grid."""
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from . import host
+
+
+def truncated_sigmas(steps: int, denoise: float) -> Tensor:
+    """The last `steps` steps of a uniform grid of int(steps / denoise) steps, as the host's BasicScheduler cuts it.
+
+    Args:
+        denoise: 1 for the whole way from noise; 0 gives no steps at all.
+
+    Returns:
+        (steps + 1,) float32 noise levels 1 - t, falling to 0.0; (0,) for denoise 0.
+
+    Raises:
+        ValueError: steps is below 1.
+    """
+    if denoise <= 0:
+        return torch.empty(0)
+    total = steps if denoise >= 1 else int(steps / denoise)
+    return host.uniform_sigmas(total)[-(steps + 1) :]
+
+
+def conditions(stage: str, guidance: float, positive: Any, negative: Any | None) -> dict[str, Any]:
+    """The conditionings the host's guider takes; a negative only where guidance acts, above 1.
+
+    Raises:
+        ValueError: guidance above 1 for a one-step model, or without a negative.
+    """
+    if guidance <= 1:
+        return {"positive": positive}
+    if stage == "one-step":
+        raise ValueError(
+            f"Guidance is {guidance:g}, but this MODEL is a one-step InstaFlow: guidance is already distilled into it, and "
+            "negative prompts have no effect. Set guidance to 1.0, or load a 2-rectified flow, which takes 1.0 to 2.0."
+        )
+    if negative is None:
+        raise ValueError(
+            f"Guidance is {guidance:g}, but nothing is connected to `negative`. Connect a CLIP Text Encode to it (an empty "
+            "text will do), or set guidance to 1.0."
+        )
+    return {"positive": positive, "negative": negative}
+
+
+class InstaFlowSampler(io.ComfyNode):
+    """Euler steps of an InstaFlow, one by default."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowSampler",
+            display_name="InstaFlow Sampler",
+            category="InstaFlow/sampling",
+            description="Goes from noise to image along the flow in straight, equal Euler steps: one for InstaFlow, "
+            "one to 25 for a 2-rectified flow. The same seed gives the same picture as KSampler (euler, simple).",
+            search_aliases=["instaflow", "rectified flow", "ksampler", "one step", "euler", "sampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="An InstaFlow or 2-rectified flow, from InstaFlow Load Checkpoint."),
+                io.Conditioning.Input("positive", tooltip="What the picture should show, from CLIP Text Encode."),
+                io.Latent.Input(
+                    "latent_image", tooltip="An Empty Latent Image for its size, or a picture to change (denoise < 1)."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Which noise to start from. Not used where `noise` is connected.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=1,
+                    min=1,
+                    max=10000,
+                    tooltip="Evaluations of the UNet on the exact grid 1000 (1 - i / steps). 1 is what InstaFlow is for; "
+                    "a 2-rectified flow gets better up to about 25.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="How far to push away from the negative prompt; acts above 1 only. 1.0 for InstaFlow, "
+                    "1.0 to 2.0 for a 2-rectified flow (1.5 is good). Twice the work per step.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1.0 starts from pure noise. Less starts part of the way, from latent_image mixed with noise.",
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="What to avoid. Needed for guidance above 1, and only used there."
+                ),
+                io.Noise.Input(
+                    "noise", optional=True, tooltip="Noise to start from, in place of the seed's. InstaFlow Seed Noise."
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="The picture as a latent, for VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        latent_image: dict[str, Any],
+        seed: int,
+        steps: int,
+        guidance: float,
+        denoise: float,
+        negative: Any | None = None,
+        noise: Any | None = None,
+    ) -> io.NodeOutput:
+        stage = host.instaflow_sampling(model).stage
+        host.check_latent(model, latent_image)
+        conditioning = conditions(stage, guidance, positive, negative)
+        start = host.host_noise(latent_image, seed) if noise is None else noise.generate_noise(latent_image)
+        samples = host.sample_euler(
+            model,
+            conditioning,
+            max(guidance, 1.0),
+            latent_image,
+            start,
+            truncated_sigmas(steps, denoise),
+            seed if noise is None else noise.seed,
+        )
+        return io.NodeOutput(host.with_samples(latent_image, samples))
+
+
+class InstaFlowScheduler(io.ComfyNode):
+    """The exact uniform grid as SIGMAS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowScheduler",
+            display_name="InstaFlow Scheduler",
+            category="InstaFlow/sampling",
+            description="InstaFlow's exact uniform noise levels 1 - i / steps for SamplerCustom and "
+            "SamplerCustomAdvanced, also where the number of steps does not divide 1000.",
+            search_aliases=["instaflow", "rectified flow", "sigmas", "basic scheduler", "uniform", "simple"],
+            inputs=[
+                io.Model.Input("model", tooltip="The InstaFlow that will be sampled."),
+                io.Int.Input("steps", default=1, min=1, max=10000, tooltip="Number of steps; 1 for InstaFlow."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1.0 is the whole way from noise. Less keeps the last `steps` of a longer grid.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="Noise levels from 1.0 down to 0.0.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, steps: int, denoise: float) -> io.NodeOutput:
+        host.instaflow_sampling(model)
+        return io.NodeOutput(truncated_sigmas(steps, denoise))
