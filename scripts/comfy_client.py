@@ -1,4 +1,7 @@
-"""A client of a ComfyUI server: HTTP for prompts and files, the websocket for progress. Needs only what ComfyUI brings."""
+"""A client of a ComfyUI server: HTTP for prompts and files, the websocket for progress.
+
+It needs only what ComfyUI itself brings, so it runs in any ComfyUI's environment.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,13 @@ class ComfyServer:
     """
 
     def __init__(
-        self, host: DevHost, base: Path, *, cpu: bool | None = None, port: int | None = None, flags: tuple[str, ...] = ()
+        self,
+        host: DevHost,
+        base: Path,
+        *,
+        cpu: bool | None = None,
+        port: int | None = None,
+        flags: tuple[str, ...] = (),
     ) -> None:
         self.host = host
         self.base = base
@@ -117,7 +123,9 @@ class ComfyServer:
                     return
             except (urllib.error.URLError, TimeoutError, ConnectionError):
                 time.sleep(0.1)  # not listening yet
-        raise ServerError(f"ComfyUI did not answer at {self.url} in {START_LIMIT:.0f} s. Last lines:\n{self.log_tail()}")
+        raise ServerError(
+            f"ComfyUI did not answer in {START_LIMIT:.0f} s. Its last lines ({self.log}):\n{self.log_tail()}"
+        )
 
 
 def free_port() -> int:

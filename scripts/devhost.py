@@ -229,11 +229,10 @@ def run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):
-        sys.exit(f"error: Python {sys.version.split()[0]} runs this, 3.10 or newer is needed: make PYTHON=python3.12 ...")
     try:
         run(sys.argv[1:])
     except SetupError as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: `{' '.join(map(str, error.cmd))}` failed with exit code {error.returncode}; its output is above.")
+        command = " ".join(map(str, error.cmd))
+        sys.exit(f"error: `{command}` failed with exit code {error.returncode}; its output is above.")

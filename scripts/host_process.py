@@ -30,8 +30,10 @@ def open_host(host: DevHost, base: Path) -> ModuleType:
     args.base_directory = str(base)
     args.database_url = "sqlite:///:memory:"
     args.disable_api_nodes = True
-    import nodes
+    # As main.py does, first: `nodes` puts comfy/ in front on sys.path, where `utils` is another module.
+    import utils.extra_config  # noqa: F401, I001
     import server
+    import nodes
 
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)

@@ -64,8 +64,7 @@ def set_text(graph: Graph, text: str) -> None:
     found = {
         node["inputs"]["positive"][0]
         for node in graph.values()
-        if isinstance(node["inputs"].get("positive"), list)
-        and "text" in graph[node["inputs"]["positive"][0]]["inputs"]
+        if isinstance(node["inputs"].get("positive"), list) and "text" in graph[node["inputs"]["positive"][0]]["inputs"]
     }
     if len(found) != 1:
         raise WorkflowError(f"{len(found)} text encoders feed a `positive` input, expected one: set the text by hand.")

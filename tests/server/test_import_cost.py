@@ -1,0 +1,11 @@
+"""The pack must not make ComfyUI start slower: what the real host imports because of it."""
+
+from import_cost import measure
+
+HEAVY = {"diffusers", "transformers", "accelerate", "peft", "datasets", "lpips"}
+
+
+def test_loading_the_pack_brings_no_heavy_library_into_the_host() -> None:
+    cost = measure()
+    assert cost["nodes"] > 0, "the host registered no node of the pack"
+    assert not HEAVY & set(cost["imported"])
