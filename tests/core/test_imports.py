@@ -1,0 +1,164 @@
+"""Who may import whom, read from the source: any arrow that is not listed here fails."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Module of the core -> the core modules it may import. A new row is a new room in the house; a new entry in a row
+# needs a reason.
+CORE: dict[str, set[str]] = {
+    "__init__": set(),
+    "checkpoints": {"configs", "flow", "folders", "formats", "keytables", "weightfiles"},
+    "configs": {"keytables", "weightfiles"},
+    "flow": set(),
+    "folders": {"text", "weightfiles"},
+    "formats": {"keytables", "weightfiles"},
+    "keytables": set(),
+    "losses": {"flow"},
+    "noise": set(),
+    "solvers": set(),
+    "stages": {"flow", "losses", "noise", "text", "triplets"},
+    "teacher": set(),
+    "text": set(),
+    "training": set(),
+    "triplets": {"noise"},
+    "velocity": {"flow"},
+    "weightfiles": set(),
+    "shapes": set(),
+    "shapes.anatomy": set(),
+    "shapes.autoencoder": {"noise", "shapes.anatomy", "shapes.captions", "shapes.render"},
+    "shapes.captions": set(),
+    "shapes.judge": {"shapes.captions", "shapes.render"},
+    "shapes.recipes": {
+        "losses",
+        "noise",
+        "shapes.anatomy",
+        "shapes.autoencoder",
+        "shapes.captions",
+        "shapes.text_encoder",
+        "solvers",
+        "stages",
+        "teacher",
+        "text",
+        "training",
+        "triplets",
+        "velocity",
+    },
+    "shapes.render": {"shapes.captions"},
+    "shapes.text_encoder": {"noise", "shapes.anatomy", "shapes.captions", "text"},
+}
+
+LAZY_ONLY = {"diffusers", "transformers", "accelerate", "peft", "lpips"}
+# What the host puts on sys.path, beside the packages comfy*.
+HOST_MODULES = {
+    "nodes",
+    "server",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "node_helpers",
+    "cuda_malloc",
+    "protocol",
+}
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
+    """Absolute dotted names of everything `path` imports; relative ones are resolved against the repo root."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in _top_level(tree) if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            prefix = ".".join(part for part in (base, node.module or "") if part)
+            yield prefix
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)
+
+
+def _top_level(tree: ast.Module) -> Iterator[ast.AST]:
+    """The statements that run when the module is imported: everything outside functions."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += ast.iter_child_nodes(node)
+
+
+def core_arrows() -> dict[str, set[str]]:
+    """Core module -> the core modules it imports, anywhere in the file."""
+    modules = {_core_name(path): path for path in (ROOT / "instaflow_core").rglob("*.py")}
+    return {
+        name: {other for imported in imports(path) if (other := _module_of(imported, modules)) not in (None, name)}
+        for name, path in modules.items()
+    }
+
+
+def _core_name(path: Path) -> str:
+    parts = path.relative_to(ROOT / "instaflow_core").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def _module_of(imported: str, modules: dict[str, Path]) -> str | None:
+    """The core module that the dotted name `imported` lies in; None outside the core."""
+    name = imported.removeprefix("instaflow_core.")
+    while name != imported and name:
+        if name in modules:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def test_the_core_has_exactly_the_listed_rooms() -> None:
+    assert set(core_arrows()) == set(CORE)
+
+
+@pytest.mark.parametrize("module", sorted(core_arrows()))
+def test_a_core_module_imports_what_its_row_says(module: str) -> None:
+    assert core_arrows()[module] == CORE.get(module), f"the arrows from {module} are not those of its row in CORE"
+
+
+def test_the_listed_arrows_have_no_circle() -> None:
+    list(TopologicalSorter(CORE).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "instaflow_core").rglob("*.py")), ids=lambda path: path.name)
+def test_the_core_imports_neither_the_host_nor_the_nodes(path: Path) -> None:
+    roots = {name.partition(".")[0] for name in imports(path)}
+    assert not roots & HOST_MODULES
+    assert not {root for root in roots if root.startswith("comfy")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nodes").glob("*.py")), ids=lambda path: path.name)
+def test_only_host_py_touches_what_is_inside_the_host(path: Path) -> None:
+    roots = {name.partition(".")[0] for name in imports(path)} - {"nodes"}
+    if path.name != "host.py":
+        assert not roots & HOST_MODULES
+        assert {root for root in roots if root.startswith("comfy")} <= {"comfy_api"}
+    outside = roots - {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "node_helpers"}
+    assert outside <= {*sys.stdlib_module_names, "instaflow_core", "torch", "numpy", "PIL", "safetensors"}
+
+
+def test_the_root_imports_nothing_but_the_nodes() -> None:
+    names = {name.partition(".")[0] for name in imports(ROOT / "__init__.py")} - set(sys.stdlib_module_names)
+    assert names == {"nodes", "comfy_api"}
+
+
+@pytest.mark.parametrize("folder", ["nodes", "instaflow_core"])
+def test_heavy_libraries_are_imported_inside_functions_only(folder: str) -> None:
+    early = {
+        f"{path.name}: {name}"
+        for path in (ROOT / folder).rglob("*.py")
+        for name in imports(path, top_level_only=True)
+        if name.partition(".")[0] in LAZY_ONLY
+    }
+    assert not early
