@@ -1,0 +1,458 @@
+"""Checkpoints: loaded from anything `formats` knows, kept under diffusers names, saved as one file or as a folder.
+
+Tensors of a loaded checkpoint stay on disk until they are used; nothing may write into them. What kind of model it is
+stands in the metadata, since the weights of an InstaFlow cannot be told from Stable Diffusion 1.5's:
+
+1. `instaflow.prediction` in the file, or in the folder's UNet file;
+2. a `model_index.json` that names a rectified-flow pipeline, or a scheduler that says what it predicts;
+3. otherwise the caller's word (`load(..., prediction=...)`), which is velocity: choosing our loader says so.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import formats
+from .configs import infer_text_config, infer_unet_config, infer_vae_config
+from .flow import LATENT_SCALE
+from .folders import read_json, read_part, read_texts, sibling, write_folder
+from .formats import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, FormatError
+from .keytables import OLD_VAE_ATTENTION
+from .weightfiles import Metadata, Weights, read_weights, write_weights
+
+Config = dict[str, Any]
+
+MODELS = Path(__file__).parent.parent / "models"
+BUILT_IN = {
+    "built-in: shapes": "shapes.safetensors",
+    "built-in: shapes-2rf": "shapes-2rf.safetensors",
+    "built-in: shapes-teacher": "shapes-teacher.safetensors",
+}
+"""The models this pack ships: the name they go by, and their file in models/."""
+
+PARTS = ("unet", "text_encoder", "vae")
+_PREFIXES = {"unet": UNET_PREFIX, "text_encoder": TEXT_PREFIX, "vae": VAE_PREFIX}
+_CONFIG_KEYS = {"unet": "instaflow.unet_config", "text_encoder": "instaflow.text_config", "vae": "instaflow.vae_config"}
+
+_FLOW_PIPELINES = ("RectifiedFlowPipeline", "InstaFlowPipeline")
+_PREDICTIONS = {"epsilon": "epsilon", "flow_prediction": "velocity", "velocity": "velocity"}
+# Folder names of the released models, the only trace of which of the two a folder is.
+_STAGES_BY_NAME = (("2_rectified_flow", "2-rectified-flow"), ("instaflow", "one-step"))
+
+_TITLES = {"one-step": "InstaFlow", "2-rectified-flow": "2-Rectified Flow", "teacher": "diffusion teacher"}
+
+
+@dataclass
+class Checkpoint:
+    """A model's weights, configs and metadata.
+
+    unet: keys of diffusers' UNet2DConditionModel, with unet_config.
+    text_encoder: keys of transformers' CLIPTextModel, always under `text_model.`, with text_config; or None.
+    vae: keys of diffusers' AutoencoderKL or AutoencoderTiny (vae_config's `_class_name`); or None.
+    metadata: strings, as in a safetensors header.
+    """
+
+    unet: Weights
+    unet_config: Config
+    text_encoder: Weights | None = None
+    text_config: Config | None = None
+    vae: Weights | None = None
+    vae_config: Config | None = None
+    metadata: Metadata = field(default_factory=dict)
+
+    @property
+    def prediction(self) -> str:
+        """What the UNet predicts: "velocity" (data minus noise) or "epsilon" (noise, an ordinary diffusion model)."""
+        return self.metadata.get("instaflow.prediction", "velocity")
+
+    @property
+    def stage(self) -> str:
+        """How it was made: "one-step", "2-rectified-flow", "teacher", or "unknown"."""
+        return self.metadata.get("instaflow.stage", "teacher" if self.prediction == "epsilon" else "unknown")
+
+    @property
+    def guidance(self) -> float:
+        """The guidance it wants; 1.0 is none."""
+        return float(self.metadata.get("instaflow.guidance", "1.5" if self.stage == "2-rectified-flow" else "1.0"))
+
+    @property
+    def latent_downscale(self) -> int:
+        """Pixels to one latent, along each side."""
+        config = self.vae_config or {}
+        levels = config.get("encoder_block_out_channels") or config.get("block_out_channels") or [0] * 4
+        return 2 ** (len(levels) - 1)
+
+    @property
+    def native_size(self) -> int:
+        """Side of the pictures it was trained on, in pixels."""
+        if "instaflow.native_size" in self.metadata:
+            return int(self.metadata["instaflow.native_size"])
+        size = self.unet_config.get("sample_size") or 64
+        return (size if isinstance(size, int) else max(size)) * self.latent_downscale
+
+    def part(self, name: str) -> tuple[Weights, Config] | None:
+        """Tensors and config of "unet", "text_encoder" or "vae"; None where the checkpoint lacks it."""
+        tensors, config = {
+            "unet": (self.unet, self.unet_config),
+            "text_encoder": (self.text_encoder, self.text_config),
+            "vae": (self.vae, self.vae_config),
+        }[name]
+        return None if tensors is None or config is None else (tensors, config)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(source: str | Path, prediction: str = "velocity") -> Checkpoint:
+    """Load a checkpoint.
+
+    Args:
+        source: a diffusers folder (or its unet/), a single file, a bare UNet, or a name in BUILT_IN.
+        prediction: what to believe where the source does not say what it predicts.
+
+    Raises FormatError for everything that is not a whole model of Stable Diffusion 1.5's kind.
+    """
+    path = locate(source)
+    layout = formats.identify(path) if path.is_dir() else None
+    checkpoint = _load_file(path) if layout is None else _load_folder(path, layout)
+    checkpoint.metadata.setdefault("instaflow.prediction", prediction)
+    return checkpoint
+
+
+def locate(source: str | Path) -> Path:
+    """The path of a built-in name, or of a file or folder that exists; FormatError otherwise."""
+    name = str(source)
+    if name.startswith("built-in:"):
+        if name not in BUILT_IN:
+            raise FormatError(f"no built-in model is called {name!r}", " or ".join(BUILT_IN), "Check the spelling.")
+        path = MODELS / BUILT_IN[name]
+        advice = "Install the pack again, or make the models with `make models`."
+    else:
+        path = Path(source).expanduser()
+        advice = "Check the name and the folder; built-in models are called " + ", ".join(BUILT_IN) + "."
+    if not path.exists():
+        raise FormatError(f"there is nothing at {path}", "a checkpoint file or a diffusers folder", advice)
+    return path
+
+
+def _load_file(path: Path) -> Checkpoint:
+    tensors, metadata = read_weights(path)
+    layout = formats.identify(tensors)
+    metadata = {key: value for key, value in metadata.items() if key.startswith(("instaflow.", "modelspec."))}
+    parts: dict[str, tuple[Weights, Config]] = {}
+    _take(parts, "unet", _under(tensors, layout.unet_prefix), metadata, layout.unet_keys)
+    if layout.text_prefix is not None:
+        _take(parts, "text_encoder", _under(tensors, layout.text_prefix), metadata)
+    if layout.vae_prefix is not None:
+        _take(parts, "vae", _under(tensors, layout.vae_prefix), metadata)
+    for name in json.loads(metadata.pop("instaflow.shared", "[]")):
+        shared, shared_metadata = read_weights(sibling(path, name))
+        for part in ("text_encoder", "vae"):
+            inside = _under(shared, _PREFIXES[part])
+            if inside and part not in parts:
+                _take(parts, part, inside, shared_metadata)
+    return _checkpoint(parts, metadata)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> Weights:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+# Two numbers the host's TAESD wants beside the weights, which belong to no diffusers model; see `_host_scale`.
+_HOST_SCALE_KEYS = ("vae_scale", "vae_shift")
+
+
+def _take(
+    parts: dict[str, tuple[Weights, Config]], part: str, tensors: Weights, metadata: Metadata, keys: str = "ldm"
+) -> None:
+    """Put one model of a file among the parts, its config taken from the metadata or read off the shapes."""
+    if part == "text_encoder":
+        tensors = formats.with_text_prefix(tensors)
+    if part == "vae":
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in _HOST_SCALE_KEYS}
+    if _CONFIG_KEYS[part] in metadata:
+        config = json.loads(metadata[_CONFIG_KEYS[part]])
+    else:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        infer = {"text_encoder": infer_text_config, "vae": infer_vae_config}
+        config = infer_unet_config(shapes, keys) if part == "unet" else infer[part](shapes)
+    parts[part] = formats.match(part, tensors, formats.table(part, config), keys), config
+
+
+def _load_folder(path: Path, layout: formats.Layout) -> Checkpoint:
+    alone = path.name == "unet" and not (path / "unet").is_dir()
+    root = path.parent if alone else path
+    wanted = {"unet": "", "text_encoder": layout.text_prefix, "vae": layout.vae_prefix}
+    parts: dict[str, tuple[Weights, Config]] = {}
+    metadata: Metadata = {}
+    renamed = {}
+    for part in (part for part in PARTS if wanted[part] is not None):
+        tensors, config, header = read_part(root / part, part)
+        if part == "unet":
+            formats.identify(tensors)
+            metadata = {key: value for key, value in header.items() if key.startswith(("instaflow.", "modelspec."))}
+        if part == "vae":
+            config.setdefault("_class_name", "AutoencoderKL")
+        names = _current_names(part, tensors)
+        if any(old != new for old, new in names.items()):
+            renamed[part] = {new: old for old, new in names.items() if old != new}
+        tensors = {names[name]: tensor for name, tensor in tensors.items()}
+        parts[part] = formats.match(part, tensors, formats.table(part, config), "diffusers"), config
+    if "instaflow.format" not in metadata:
+        metadata |= _describe_folder(root)
+    if renamed:
+        metadata["instaflow.renamed"] = json.dumps(renamed)
+    return _checkpoint(parts, metadata)
+
+
+def _current_names(part: str, tensors: Weights) -> dict[str, str]:
+    """Today's name of every tensor in a folder, by the name it has there."""
+    if part == "text_encoder":
+        return dict(zip(tensors, formats.with_text_prefix(tensors), strict=True))
+    names = {name: name for name in tensors}
+    if part == "vae":
+        for new, old in OLD_VAE_ATTENTION.items():
+            names |= {name: name.replace(f".{old}.", f".{new}.") for name in tensors if f".0.{old}." in name}
+    return names
+
+
+def _describe_folder(root: Path) -> Metadata:
+    """What model_index.json, the scheduler and the folder's name say of a model without metadata of its own."""
+    described: Metadata = {}
+    index = read_json(root / "model_index.json") if (root / "model_index.json").is_file() else {}
+    scheduler = root / "scheduler" / "scheduler_config.json"
+    if index.get("_class_name") in _FLOW_PIPELINES:
+        described["instaflow.prediction"] = "velocity"
+        # The licence of the released weights, the only folders of this kind that say nothing of themselves.
+        described["instaflow.license"] = "CC-BY-NC-4.0"
+        stage = next((stage for name, stage in _STAGES_BY_NAME if name in root.resolve().name.lower()), None)
+        if stage:
+            described["instaflow.stage"] = stage
+    elif scheduler.is_file() and "prediction_type" in (says := read_json(scheduler)):
+        kind = says["prediction_type"]
+        if kind not in _PREDICTIONS:
+            raise FormatError(
+                f"a model whose scheduler predicts {kind!r}", "epsilon or velocity", "Load it with the host's own loader."
+            )
+        described["instaflow.prediction"] = _PREDICTIONS[kind]
+    return described
+
+
+def _checkpoint(parts: Mapping[str, tuple[Weights, Config]], metadata: Metadata) -> Checkpoint:
+    unet, unet_config = parts["unet"]
+    text, text_config = parts.get("text_encoder", (None, None))
+    vae, vae_config = parts.get("vae", (None, None))
+    return Checkpoint(unet, unet_config, text, text_config, vae, vae_config, metadata)
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+def describe(checkpoint: Checkpoint) -> Metadata:
+    """The metadata a saved checkpoint carries: its own, with configs and the standard keys filled in."""
+    size, stage = checkpoint.native_size, checkpoint.stage
+    metadata = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.implementation": "https://github.com/gnobitab/InstaFlow",
+        "modelspec.title": _TITLES.get(stage, "InstaFlow"),
+        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.prediction_type": checkpoint.prediction,
+        **checkpoint.metadata,
+        "instaflow.format": "1",
+        "instaflow.prediction": checkpoint.prediction,
+        "instaflow.stage": stage,
+        "instaflow.native_size": str(size),
+        "instaflow.guidance": str(checkpoint.guidance),
+    }
+    if "instaflow.license" in metadata:
+        metadata.setdefault("modelspec.license", metadata["instaflow.license"])
+    for part in PARTS:
+        held = checkpoint.part(part)
+        if held:
+            metadata[_CONFIG_KEYS[part]] = json.dumps(held[1])
+    return metadata
+
+
+def save(
+    checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None, shared: Sequence[str] = ()
+) -> None:
+    """Save as one safetensors file in the layout of Stable Diffusion's checkpoints, metadata included.
+
+    ComfyUI's CheckpointLoaderSimple opens one of Stable Diffusion 1.5's size as an ordinary checkpoint.
+
+    Args:
+        path: the file; it appears when it is whole.
+        dtype: floating-point type of the weights; as they are where None.
+        shared: names of files beside `path`, written by `save_part`, that hold the text encoder or the VAE. Those parts
+            are left out, and `load` finds them there.
+    """
+    path = Path(path)
+    elsewhere = set()
+    for name in shared:
+        inside = read_weights(sibling(path, name))[0]
+        elsewhere |= {part for part in PARTS if any(key.startswith(_PREFIXES[part]) for key in inside)}
+    metadata = {"format": "pt"} | describe(checkpoint)
+    if shared:
+        metadata["instaflow.shared"] = json.dumps(list(shared))
+    tensors: Weights = {}
+    for part in PARTS:
+        if part in elsewhere:
+            metadata.pop(_CONFIG_KEYS[part], None)
+        else:
+            tensors |= _ldm_tensors(checkpoint, part, dtype)
+    write_weights(tensors, path, metadata)
+
+
+def save_part(checkpoint: Checkpoint, part: str, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Save only the "text_encoder" or the "vae", for `save(..., shared=[...])` of several models beside it.
+
+    Raises ValueError where the checkpoint has no such part.
+    """
+    held = checkpoint.part(part)
+    if held is None:
+        raise ValueError(f"The checkpoint has no {part} to save. Save a part it has, or load the whole model.")
+    keys = (_CONFIG_KEYS[part], "instaflow.license", "instaflow.training")
+    metadata = {key: value for key, value in describe(checkpoint).items() if key in keys}
+    write_weights(_ldm_tensors(checkpoint, part, dtype), Path(path), {"format": "pt", "instaflow.format": "1"} | metadata)
+
+
+def _ldm_tensors(checkpoint: Checkpoint, part: str, dtype: torch.dtype | None) -> Weights:
+    held = checkpoint.part(part)
+    if held is None:
+        return {}
+    tensors, config = held
+    rows = formats.table(part, config)
+    named = formats.match(part, cast(tensors, dtype), rows, "diffusers")
+    ldm = formats.to_ldm(named, rows, _PREFIXES[part])
+    if config.get("_class_name") == "AutoencoderTiny":
+        # ComfyUI's latents are unscaled; its TAESD multiplies by this before decoding.
+        ldm[f"{VAE_PREFIX}vae_scale"] = torch.tensor(LATENT_SCALE)
+        ldm[f"{VAE_PREFIX}vae_shift"] = torch.tensor(0.0)
+    return ldm
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Weights:
+    """The tensors with every floating-point one in `dtype`; unchanged, and uncopied, where dtype is None."""
+    if dtype is None:
+        return dict(tensors)
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Save as a diffusers folder with the components of a StableDiffusionPipeline; it appears when it is whole.
+
+    A checkpoint that `convert` made from a folder gives that folder's configs, tokenizer files and tensor names back.
+    """
+    renamed = json.loads(checkpoint.metadata.get("instaflow.renamed", "{}"))
+    texts = json.loads(checkpoint.metadata.get("instaflow.folder", "{}"))
+    parts = {}
+    for part in PARTS:
+        held = checkpoint.part(part)
+        if held:
+            names = renamed.get(part, {})
+            tensors = {names.get(name, name): tensor for name, tensor in cast(held[0], dtype).items()}
+            parts[part] = tensors, held[1]
+    left_out = ("instaflow.folder", "instaflow.renamed", *_CONFIG_KEYS.values())
+    metadata = {key: value for key, value in describe(checkpoint).items() if key not in left_out}
+    vae_class = (checkpoint.vae_config or {}).get("_class_name", "AutoencoderKL")
+    index = {
+        "_class_name": "RectifiedFlowPipeline" if checkpoint.prediction == "velocity" else "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", vae_class],
+    }
+    write_folder(Path(path), parts, metadata, index, texts)
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    prediction: str = "velocity",
+) -> Checkpoint:
+    """Turn a folder into one safetensors file, or a file into a folder; `destination`'s ending decides.
+
+    Without `dtype` every tensor keeps its bytes, and converting back gives the same tensors, names and configs.
+
+    Returns the checkpoint that was written.
+
+    Raises:
+        FormatError: `source` cannot be used, or is `destination`.
+        FileExistsError: `destination` exists and `force` is not set.
+    """
+    start, end = locate(source), Path(destination).expanduser()
+    if end.exists() and end.resolve() == start.resolve():
+        raise FormatError(f"{end} is both source and destination", "two places", "Give another destination.")
+    if end.exists() and not force:
+        raise FileExistsError(f"{end} exists already. Give another name, or --force to replace it.")
+    checkpoint = load(start, prediction)
+    if start.is_dir():
+        root = start.parent if start.name == "unet" and not (start / "unet").is_dir() else start
+        checkpoint.metadata["instaflow.folder"] = json.dumps(read_texts(root))
+    if end.suffix == ".safetensors":
+        save(checkpoint, end, dtype)
+    elif end.suffix:
+        raise FormatError(
+            f"the destination {end.name}", "a name ending in .safetensors, or a folder's name", "Change the destination."
+        )
+    else:
+        save_folder(checkpoint, end, dtype)
+    return checkpoint
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def build_unet(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    """A diffusers UNet2DConditionModel with the checkpoint's weights, in eval mode. The weights are copied."""
+    from diffusers import UNet2DConditionModel
+
+    return _filled(lambda: UNet2DConditionModel.from_config(checkpoint.unet_config), checkpoint.unet, dtype)
+
+
+def build_vae(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    """A diffusers AutoencoderKL or AutoencoderTiny, in eval mode; ValueError where the checkpoint has no VAE."""
+    import diffusers
+
+    held = checkpoint.part("vae")
+    if held is None:
+        raise ValueError("This checkpoint holds a UNet only, and the VAE is needed. Load the whole model.")
+    tensors, config = held
+    return _filled(lambda: getattr(diffusers, config["_class_name"]).from_config(config), tensors, dtype)
+
+
+def build_text_encoder(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    """A transformers CLIPTextModel, in eval mode; ValueError where the checkpoint has no text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    held = checkpoint.part("text_encoder")
+    if held is None:
+        raise ValueError("This checkpoint holds a UNet only, and the text encoder is needed. Load the whole model.")
+    tensors, config = held
+    return _filled(lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), tensors, dtype)
+
+
+def _filled(make: Any, tensors: Weights, dtype: torch.dtype) -> Any:
+    """A module made without memory for its weights, then given copies of `tensors`."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        module = make()
+    names = module.state_dict()
+    # transformers names the text encoder's tensors with or without `text_model.`, as its version goes.
+    bare = not any(name.startswith("text_model.") for name in names)
+    own = {name.removeprefix("text_model.") if bare else name: tensor for name, tensor in tensors.items()}
+    copies = {name: tensor.to(dtype, copy=True) for name, tensor in own.items() if not name.endswith("position_ids")}
+    module.load_state_dict(copies, assign=True)
+    return module.eval()

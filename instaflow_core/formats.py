@@ -1,0 +1,276 @@
+"""What a file or folder of weights is: `identify`, and the tables it reads.
+
+A layout that can be loaded gives a `Layout`; everything else gives a FormatError that names what it is. A new kind of
+file is a new row.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .keytables import VAE_TABLES, Config, Row, text_table, unet_table
+from .weightfiles import FormatError, Weights, read_weights
+
+__all__ = ["FormatError", "Layout", "identify", "match", "table"]
+
+_EXPECTED = "an InstaFlow: a diffusers folder, a checkpoint, or a UNet of Stable Diffusion 1.5's shape"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a source keeps its models.
+
+    kind: "folder" (diffusers) or "file".
+    unet_keys: "diffusers" or "ldm".
+    unet_prefix, text_prefix, vae_prefix: what stands before each model's own names; None where it has no such model.
+    """
+
+    kind: str
+    unet_keys: str
+    unet_prefix: str = ""
+    text_prefix: str | None = None
+    vae_prefix: str | None = None
+
+
+# --- what a single file may be ----------------------------------------------------------------------------------------
+
+UNET_PREFIX = "model.diffusion_model."
+TEXT_PREFIX = "cond_stage_model.transformer."
+VAE_PREFIX = "first_stage_model."
+
+# (layout of the keys, what a UNet's keys begin with after the prefix)
+_UNET_STARTS = (("ldm", "input_blocks."), ("diffusers", "down_blocks."))
+_UNET_PREFIXES = (UNET_PREFIX, "diffusion_model.", "unet.", "module.", "")
+
+
+@dataclass(frozen=True)
+class _Other:
+    """A kind of file this pack cannot use as an InstaFlow, known by a pattern some key of it matches."""
+
+    pattern: str
+    name: str
+    advice: str
+
+
+_LORA_ADVICE = "Load an InstaFlow first, then apply this with the LoraLoader node."
+_OTHER_MODEL_ADVICE = "Load it with the loader made for it; only Stable Diffusion 1.5's shape can be an InstaFlow."
+
+_OTHERS = (
+    _Other(r"^lora_(unet|te\d?|transformer)_", "a LoRA (kohya's layout)", _LORA_ADVICE),
+    _Other(r"\.lora_[AB]\.|\.lora_embedding_[AB]|^base_model\.model\.", "a LoRA (PEFT's layout)", _LORA_ADVICE),
+    _Other(r"lora\.(up|down)\.|\.lora_linear_layer\.|lora_(up|down)\.", "a LoRA (diffusers' layout)", _LORA_ADVICE),
+    _Other(r"\.(hada_w1_a|lokr_w1|lokr_w1_a|oft_blocks|oft_diag)", "a LyCORIS adapter", _LORA_ADVICE),
+    _Other(
+        r"^control_model\.|controlnet_|^zero_convs\.|input_hint_block\.",
+        "a ControlNet",
+        "Load it with the ControlNetLoader node and apply it to an InstaFlow's conditioning.",
+    ),
+    _Other(r"motion_modules\.", "an AnimateDiff motion module", _OTHER_MODEL_ADVICE),
+    _Other(r"^ip_adapter\.|^image_proj\.", "an IP-Adapter", _OTHER_MODEL_ADVICE),
+    _Other(
+        r"^(string_to_param|string_to_token|emb_params|clip_l|clip_g)$",
+        "a textual inversion embedding",
+        "Put it in models/embeddings and name it in the prompt as embedding:name.",
+    ),
+    _Other(r"^conditioner\.|add_embedding\.|label_emb\.", "a Stable Diffusion XL model", _OTHER_MODEL_ADVICE),
+    _Other(r"^cond_stage_model\.model\.", "a Stable Diffusion 2 checkpoint", _OTHER_MODEL_ADVICE),
+    _Other(
+        r"joint_blocks\.|double_blocks\.|single_blocks\.|^single_transformer_blocks\.|^transformer_blocks\.|^blocks\.\d",
+        "a diffusion transformer (Flux, SD3 or the like)",
+        _OTHER_MODEL_ADVICE,
+    ),
+    _Other(r"time_embed(ding)?\.cond_proj\.", "a latent consistency model", _OTHER_MODEL_ADVICE),
+    _Other(
+        r"(^|\.)scaled_fp8$|\.scale_(weight|input)$",
+        "a UNet in scaled fp8 weights",
+        "Use the fp16 or plain fp8 version, or load it here in fp16 and choose fp8 as weight_dtype.",
+    ),
+)
+
+# Asked only where there is no UNet.
+_PARTS = (
+    _Other(
+        r"^(first_stage_model\.)?((encoder|decoder)\.conv_in\.|decoder\.layers\.0\.|taesd_(en|de)coder\.)",
+        "a VAE alone, without a UNet",
+        "Load it with the VAELoader node, next to an InstaFlow.",
+    ),
+    _Other(
+        r"^(cond_stage_model\.)?(transformer\.)?(text_model\.)?(embeddings\.token_embedding|encoder\.layers\.0\.)|^shared\.",
+        "a text encoder alone, without a UNet",
+        "Load it with the CLIPLoader node, next to an InstaFlow.",
+    ),
+    _Other(r"vision_model\.", "an image encoder", _OTHER_MODEL_ADVICE),
+)
+
+# Widths of the text states a UNet reads, and latents it takes, that belong to other models.
+_OTHER_TEXT_WIDTHS = {1024: "a Stable Diffusion 2 UNet", 2048: "a Stable Diffusion XL UNet", 1280: "an SDXL refiner UNet"}
+_OTHER_CHANNELS = {8: "an InstructPix2Pix UNet", 9: "a Stable Diffusion inpainting UNet"}
+_LATENT_CHANNELS = 4
+
+
+def identify(source: Mapping[str, Tensor] | str | Path) -> Layout:
+    """The layout of a state dict, of a weight file, or of a diffusers folder.
+
+    Only names and shapes are looked at, so tensors on the meta device will do. A path may be a diffusers folder, its
+    `unet` folder, or a file.
+
+    Raises FormatError, naming what the source is, for everything that is not a model of Stable Diffusion 1.5's kind.
+    """
+    if isinstance(source, Mapping):
+        return _identify_tensors(source)
+    path = Path(source)
+    if not path.is_dir():
+        return _identify_tensors(read_weights(path)[0])
+    if (path / "unet").is_dir():
+        present = {part: (path / part).is_dir() for part in ("text_encoder", "vae")}
+        return Layout("folder", "diffusers", "", *("" if there else None for there in present.values()))
+    if path.name == "unet" and (path / "config.json").is_file():
+        return Layout("folder", "diffusers")
+    inside = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
+    raise FormatError(
+        f"the folder {path.name} has no unet/ in it (it holds: {inside})",
+        "a diffusers folder with unet/, text_encoder/, vae/ and model_index.json",
+        "Download the whole model folder, or name the folder above or below this one.",
+    )
+
+
+def _identify_tensors(tensors: Mapping[str, Tensor]) -> Layout:
+    if not tensors:
+        raise FormatError("a file without a single tensor", _EXPECTED, "Check that this is the right file.")
+    _refuse(tensors, _OTHERS)
+    unets = [
+        (keys, prefix)
+        for prefix in _UNET_PREFIXES
+        for keys, start in _UNET_STARTS
+        if any(key.startswith(prefix + start) for key in tensors)
+    ]
+    if not unets:
+        _refuse(tensors, _PARTS)
+        example = ", ".join(sorted(tensors)[:3])
+        raise FormatError(f"{len(tensors)} tensors of an unknown kind ({example})", _EXPECTED, "Choose another file.")
+    if len(unets) > 1:
+        names = " and ".join(f"{prefix or 'no prefix'} ({keys} names)" for keys, prefix in unets)
+        raise FormatError(f"two UNets in one file: {names}", "one", "Save the one you mean to a file of its own.")
+    keys, prefix = unets[0]
+    _refuse_other_shapes(tensors, keys, prefix)
+    text, vae = (start if _any_starts(tensors, start) else None for start in (TEXT_PREFIX, VAE_PREFIX))
+    return Layout("file", keys, prefix, text, vae)
+
+
+def _refuse(names: Iterable[str], others: Iterable[_Other]) -> None:
+    names = list(names)
+    for other in others:
+        pattern = re.compile(other.pattern)
+        for name in names:
+            if pattern.search(name):
+                raise FormatError(f"{other.name} (it holds {name})", _EXPECTED, other.advice)
+
+
+def _refuse_other_shapes(tensors: Mapping[str, Tensor], keys: str, prefix: str) -> None:
+    first = tensors.get(prefix + ("input_blocks.0.0.weight" if keys == "ldm" else "conv_in.weight"))
+    if first is not None and first.shape[1] != _LATENT_CHANNELS:
+        channels = first.shape[1]
+        found = _OTHER_CHANNELS.get(channels, "a UNet of another model")
+        raise FormatError(
+            f"{found}: it takes {channels} channels", f"{_LATENT_CHANNELS} latent channels", _OTHER_MODEL_ADVICE
+        )
+    for name, tensor in tensors.items():
+        if name.startswith(prefix) and name.endswith(".attn2.to_k.weight"):
+            if tensor.shape[1] in _OTHER_TEXT_WIDTHS:
+                found = _OTHER_TEXT_WIDTHS[tensor.shape[1]]
+                raise FormatError(
+                    f"{found}: it reads text states {tensor.shape[1]} wide", _EXPECTED, _OTHER_MODEL_ADVICE
+                )
+            return
+
+
+def _any_starts(names: Iterable[str], start: str) -> bool:
+    return any(name.startswith(start) for name in names)
+
+
+# --- tensors against the tables ---------------------------------------------------------------------------------------
+
+# Tensors old files carry along that belong to no model here: losses, a temperature, a projection nothing uses.
+_IGNORED = {"text_encoder": r"^text_model\.(text_projection|logit_scale)|^(text_projection|logit_scale)", "vae": r"^loss\."}
+
+
+def table(part: str, config: Config) -> list[Row]:
+    """The rows of one model, `part` being "unet", "text_encoder" or "vae" (which reads the config's `_class_name`).
+
+    Raises FormatError where the config is incomplete or names building blocks Stable Diffusion 1.5 does not have.
+    """
+    makers: dict[str, Callable[[Config], list[Row]]] = {"unet": unet_table, "text_encoder": text_table}
+    if part == "vae":
+        name = config.get("_class_name", "AutoencoderKL")
+        if name not in VAE_TABLES:
+            raise FormatError(f"a VAE of the class {name}", " or ".join(VAE_TABLES), "Use the VAE the model came with.")
+        makers["vae"] = VAE_TABLES[name]
+    try:
+        return makers[part](config)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"a {part} config that is incomplete or of another kind of model ({type(error).__name__}: {error})",
+            "the config.json of a Stable Diffusion 1.5 model",
+            "Get the config from where the weights came.",
+        ) from error
+
+
+def match(part: str, tensors: Mapping[str, Tensor], rows: list[Row], keys: str) -> Weights:
+    """The tensors of one model under their diffusers names and in their diffusers shapes; views, never copies.
+
+    Args:
+        tensors: named as `keys` ("diffusers" or "ldm") says, without a prefix.
+
+    Raises FormatError where a tensor is missing, has another shape, or belongs to no model of this config.
+    """
+    named: dict[str, Tensor] = {}
+    missing, wrong = [], []
+    known = set()
+    for row in rows:
+        name, shape = (row.ldm, row.ldm_shape) if keys == "ldm" else (row.diffusers, row.shape)
+        known.add(name)
+        if name not in tensors:
+            if not row.optional:
+                missing.append(name)
+        elif tuple(tensors[name].shape) != shape and not row.optional:
+            wrong.append(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
+        elif row.shape != row.ldm_shape:
+            named[row.diffusers] = tensors[name].reshape(row.shape)
+        else:
+            named[row.diffusers] = tensors[name]
+    ignored = re.compile(_IGNORED.get(part, r"(?!)"))
+    unknown = [name for name in tensors if name not in known and not ignored.search(name)]
+    problems = {"missing": missing, "of another shape": wrong, "not part of such a model": unknown}
+    if missing or wrong or unknown:
+        listed = "; ".join(
+            f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            for what, names in problems.items()
+            if names
+        )
+        raise FormatError(
+            f"{part} weights that do not fit their config ({listed})",
+            f"{len(rows)} tensors",
+            "The file is incomplete or belongs to another model: get it again, with its own config.",
+        )
+    return named
+
+
+def with_text_prefix(tensors: Mapping[str, Tensor]) -> Weights:
+    """A text encoder's tensors all under `text_model.`, which transformers leaves out from version 5 on."""
+    if _any_starts(tensors, "text_model."):
+        return dict(tensors)
+    return {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def to_ldm(tensors: Mapping[str, Tensor], rows: list[Row], prefix: str) -> Weights:
+    """Tensors in diffusers names put in LDM names under `prefix`; views, never copies."""
+    return {
+        prefix + row.ldm: tensors[row.diffusers].reshape(row.ldm_shape)
+        if row.shape != row.ldm_shape
+        else tensors[row.diffusers]
+        for row in rows
+        if row.diffusers in tensors
+    }

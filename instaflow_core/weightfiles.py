@@ -1,0 +1,183 @@
+"""Weight files on disk: read without running code in them, write without ever leaving half a file.
+
+`read_weights` looks at the bytes and not at the file's name, so a web page saved as `.safetensors` or a pickle under a
+wrong ending is told apart. Tensors of a safetensors file stay on disk (memory-mapped) until they are used.
+"""
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+Metadata = dict[str, str]
+
+_EXPECTED = "a safetensors file (or an older PyTorch .bin / .ckpt that holds nothing but tensors)"
+_DOWNLOAD_AGAIN = "Download the file again and compare its size with the one on the page it came from."
+
+# What is often found in place of the weights: the first bytes, what it is, what to do.
+_IMPOSTORS: tuple[tuple[bytes, str, str], ...] = (
+    (
+        b"version https://git-lfs",
+        "a git-lfs pointer, a few lines of text that stand for the real file",
+        "Run `git lfs pull` in that folder, or download the file from the model's page.",
+    ),
+    (
+        b"<!doctype html",
+        "a web page, not weights",
+        "The download link needs a login or leads to a page about the file: use the page's download button.",
+    ),
+    (
+        b"<html",
+        "a web page, not weights",
+        "The download link needs a login or leads to a page about the file: use the page's download button.",
+    ),
+)
+
+
+class FormatError(ValueError):
+    """A file, a folder or a state dict that cannot be used here.
+
+    The message says what was found, what was expected, and what to do next.
+    """
+
+    def __init__(self, found: str, expected: str, advice: str) -> None:
+        super().__init__(f"{found}. Expected {expected}. {advice}")
+
+
+def read_weights(path: Path) -> tuple[Weights, Metadata]:
+    """Tensors and metadata of one weight file; metadata is empty where the format has none.
+
+    Raises FormatError for anything that is not a whole file of tensors. Pickles are read with `weights_only`: code in
+    them does not run.
+    """
+    if not path.is_file():
+        raise FormatError(f"there is no file {path}", _EXPECTED, "Check the name and the folder.")
+    size = path.stat().st_size
+    if size == 0:
+        raise FormatError(f"{path.name} is empty (0 bytes)", _EXPECTED, _DOWNLOAD_AGAIN)
+    with path.open("rb") as file:
+        head = file.read(512)
+    for start, found, advice in _IMPOSTORS:
+        if head.lstrip().lower().startswith(start):
+            raise FormatError(f"{path.name} is {found}", _EXPECTED, advice)
+    # Byte 8 starts the JSON header of every safetensors file; asked first, since its length may begin like a pickle.
+    if head[8:9] == b"{":
+        return _read_safetensors(path, size)
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_pickle(path), {}
+    raise FormatError(f"{path.name} is not a file of weights (it begins with {head[:8]!r})", _EXPECTED, _DOWNLOAD_AGAIN)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Metadata of a safetensors file without its tensors; empty for a file of another format."""
+    with path.open("rb") as file:
+        if file.read(9)[8:] != b"{":
+            return {}
+    return _read_header(path, path.stat().st_size).get("__metadata__", {})
+
+
+def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write one safetensors file. It appears under its name only when it is whole and on disk.
+
+    `tensors` may be views of a memory-mapped file, `path` itself included. A failed write leaves nothing behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, dict(metadata))
+        _publish(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write one UTF-8 text file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        _publish(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _publish(temporary: str, path: Path) -> None:
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    # mkstemp makes a file only its owner may read; give it the rights any new file gets.
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+    os.replace(temporary, path)
+
+
+def _read_header(path: Path, size: int) -> dict[str, Any]:
+    """The JSON header of a safetensors file; FormatError where the file ends before its header says."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, size))
+    if 8 + length > size:
+        raise _truncated(path, size, f"at least {8 + length:,}")
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise FormatError(
+            f"{path.name} looks like a safetensors file but its header is damaged ({error})", _EXPECTED, _DOWNLOAD_AGAIN
+        ) from error
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    if 8 + length + end > size:
+        raise _truncated(path, size, f"{8 + length + end:,}")
+    return header
+
+
+def _truncated(path: Path, size: int, needed: str) -> FormatError:
+    return FormatError(f"{path.name} is cut short: {size:,} bytes", f"{needed} bytes, as its header says", _DOWNLOAD_AGAIN)
+
+
+def _read_safetensors(path: Path, size: int) -> tuple[Weights, Metadata]:
+    _read_header(path, size)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            # get_tensor returns a view of the memory-mapped file: nothing is read from disk yet.
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise FormatError(f"{path.name} is damaged ({error})", _EXPECTED, _DOWNLOAD_AGAIN) from error
+
+
+def _read_pickle(path: Path) -> Weights:
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    try:
+        # Only the zip format (PyTorch 1.6 and later) can be memory-mapped.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise FormatError(
+            f"{path.name} is a pickle that holds Python objects or code; it was not run",
+            _EXPECTED,
+            "Get the safetensors version of this model, or convert the file where you trust it.",
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FormatError(f"{path.name} is damaged or cut short ({reason})", _EXPECTED, _DOWNLOAD_AGAIN) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise FormatError(f"{path.name} holds no named tensors", _EXPECTED, "Check that this is the right file.")
+    return tensors
