@@ -31,7 +31,8 @@ from torch import Tensor
 
 from ..instaflow_core import flow
 from ..instaflow_core.checkpoints import BUILT_IN, Checkpoint, load
-from ..instaflow_core.formats import FormatError, Row, per_level, unet_table, vae_table
+from ..instaflow_core.formats import FormatError, table, to_ldm
+from ..instaflow_core.keytables import per_level
 from ..instaflow_core.solvers import time_grid
 
 WEIGHT_DTYPES = {
@@ -62,11 +63,11 @@ class InstaFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.mo
     `calculate_denoised` differs from CONST.
 
     Attributes:
-        stage: what the checkpoint says of itself, such as "one-step"; "" where nothing is known.
+        stage: what the checkpoint says of itself, such as "one-step", or "unknown".
         sigmas: the 1000 levels 1/1000 .. 1 the host's schedulers choose from, float32.
     """
 
-    def __init__(self, stage: str = "") -> None:
+    def __init__(self, stage: str = "unknown") -> None:
         super().__init__()
         self.stage = stage
         self.sigmas = uniform_sigmas(1000).flip(0)[1:]
@@ -100,7 +101,7 @@ def uniform_sigmas(steps: int) -> Tensor:
     return flow.sigma_from_time(time_grid(steps)).float()
 
 
-def as_instaflow(model: Any, stage: str = "") -> Any:
+def as_instaflow(model: Any) -> Any:
     """A clone of an SD1.5-shaped MODEL whose UNet's output is taken as InstaFlow's velocity.
 
     Raises:
@@ -113,7 +114,7 @@ def as_instaflow(model: Any, stage: str = "") -> Any:
             "Connect a Stable Diffusion 1.5 MODEL that holds InstaFlow's weights."
         )
     patched = model.clone()
-    patched.add_object_patch("model_sampling", InstaFlowSampling(stage))
+    patched.add_object_patch("model_sampling", InstaFlowSampling())
     return patched
 
 
@@ -204,7 +205,7 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     Raises:
         FormatError: the weights do not fill the UNet their configuration describes.
     """
-    weights = _ldm(checkpoint.unet, unet_table(checkpoint.unet_config))
+    weights = to_ldm(checkpoint.unet, table("unet", checkpoint.unet_config), "")
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     config = _SmallSD15(_unet_config(checkpoint.unet_config))
@@ -250,7 +251,8 @@ def build_clip(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool 
         partial(comfy.sd1_clip.SD1ClipModel, clip_model=encoder),
     )
     # SD1.5 has no projection; the host's module has one, which would stay uninitialised memory.
-    weights = {**checkpoint.text_encoder, "text_projection.weight": torch.eye(width)}
+    weights = {k: v for k, v in checkpoint.text_encoder.items() if not k.endswith("position_ids")}
+    weights["text_projection.weight"] = torch.eye(width)
     arguments: dict[str, Any] = {
         "embedding_directory": folder_paths.get_folder_paths("embeddings"),
         "parameters": comfy.utils.calculate_parameters(weights),
@@ -273,7 +275,10 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     """
     if checkpoint.vae is None or checkpoint.vae_config is None:
         raise _without("VAE")
-    weights = _ldm(checkpoint.vae, vae_table(checkpoint.vae_config))
+    weights = to_ldm(checkpoint.vae, table("vae", checkpoint.vae_config), "")
+    if checkpoint.vae_config["_class_name"] == "AutoencoderTiny":
+        # Its latents are as the UNet takes them; the host hands a VAE latents divided by SD's scale.
+        weights |= {"vae_scale": torch.tensor(flow.LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
     dtype = torch.float32 if weight_dtype == "fp32" else None
     vae = comfy.sd.VAE(sd=dict(weights), config=_vae_config(checkpoint.vae_config), dtype=dtype)
     _check_keys("VAE", weights, vae.first_stage_model)
@@ -393,14 +398,9 @@ def _vae_config(config: dict[str, Any]) -> dict[str, Any] | None:
     return {"params": {"ddconfig": ddconfig, "embed_dim": latent}}
 
 
-def _ldm(weights: dict[str, Tensor], table: list[Row]) -> dict[str, Tensor]:
-    """Weights under the names and shapes the host's modules give them."""
-    return {row.ldm: weights[row.diffusers].reshape(row.ldm_shape) for row in table if row.diffusers in weights}
-
-
 def _check_keys(part: str, weights: dict[str, Tensor], module: torch.nn.Module) -> None:
     """Raise FormatError unless the weights and the host's module have the same tensors: the host would only log it."""
-    ours, hosts = {k for k in weights if not k.endswith("position_ids")}, set(module.state_dict())
+    ours, hosts = set(weights), set(module.state_dict())
     if ours != hosts:
         example = min(ours ^ hosts)
         raise FormatError(

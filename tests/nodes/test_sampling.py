@@ -1,0 +1,316 @@
+"""The sampling nodes on the real host, next to the host's own samplers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from small_models import install
+from torch import Tensor
+
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def models(host: Any) -> None:
+    install(host.base / "models")
+
+
+@pytest.fixture(scope="module")
+def one_step(host: Any, models: None) -> tuple[Any, Any, Any]:
+    return host.run("InstaFlowLoadCheckpoint", checkpoint="one-step.safetensors", weight_dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def two_rf(host: Any, models: None) -> tuple[Any, Any, Any]:
+    return host.run("InstaFlowLoadCheckpoint", checkpoint="two-rf.safetensors", weight_dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def teacher(host: Any, models: None) -> tuple[Any, Any, Any]:
+    return host.run("InstaFlowLoadCheckpoint", checkpoint="teacher.safetensors", weight_dtype="fp32")
+
+
+def encode(host: Any, clip: Any, text: str = PROMPT) -> Any:
+    return host.run("CLIPTextEncode", clip=clip, text=text)[0]
+
+
+def picture(batch: int = 1) -> dict[str, Tensor]:
+    """A LATENT that is not empty, 64x64 pixels."""
+    return {"samples": torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(9)) / 0.18215}
+
+
+def instaflow(host: Any, model: Any, positive: Any, latent: Any, **inputs: Any) -> Tensor:
+    """The samples of InstaFlowSampler, with its defaults for what is not given."""
+    defaults = {"seed": 0, "steps": 1, "guidance": 1.0, "denoise": 1.0}
+    inputs = defaults | inputs
+    return host.run("InstaFlowSampler", model=model, positive=positive, latent_image=latent, **inputs)[0]["samples"]
+
+
+def ksampler(host: Any, model: Any, positive: Any, latent: Any, negative: Any = None, **inputs: Any) -> Tensor:
+    """The samples of the stock KSampler: euler, simple, cfg 1 unless told otherwise."""
+    defaults = {"seed": 0, "steps": 1, "cfg": 1.0, "denoise": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    inputs = defaults | inputs
+    negative = positive if negative is None else negative
+    sampled = host.run("KSampler", model=model, positive=positive, negative=negative, latent_image=latent, **inputs)
+    return sampled[0]["samples"]
+
+
+# --- the same as the host's own nodes ---
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_step_is_ksamplers(host: Any, one_step: Any, seed: int, batch: int) -> None:
+    positive = encode(host, one_step[1])
+    (empty,) = host.run("EmptyLatentImage", width=64, height=96, batch_size=batch)
+    ours = instaflow(host, one_step[0], positive, empty, seed=seed)
+    assert torch.equal(ours, ksampler(host, one_step[0], positive, empty, seed=seed))
+    assert ours.shape == (batch, 4, 12, 8)
+
+
+@pytest.mark.parametrize(("steps", "denoise"), [(1, 0.5), (1, 0.2), (2, 0.5), (3, 0.75)])
+def test_partial_denoise_is_ksamplers(host: Any, one_step: Any, steps: int, denoise: float) -> None:
+    positive = encode(host, one_step[1])
+    ours = instaflow(host, one_step[0], positive, picture(), steps=steps, denoise=denoise)
+    assert torch.equal(ours, ksampler(host, one_step[0], positive, picture(), steps=steps, denoise=denoise))
+
+
+def test_guided_steps_are_ksamplers(host: Any, two_rf: Any) -> None:
+    positive, negative = encode(host, two_rf[1]), encode(host, two_rf[1], "blurry")
+    ours = instaflow(host, two_rf[0], positive, picture(), negative=negative, steps=4, guidance=1.5)
+    assert torch.equal(ours, ksampler(host, two_rf[0], positive, picture(), negative, steps=4, cfg=1.5))
+
+
+def test_batch_index_picks_the_noise_ksampler_picks(host: Any, one_step: Any) -> None:
+    positive = encode(host, one_step[1])
+    latent = picture(1) | {"batch_index": [2]}
+    assert torch.equal(
+        instaflow(host, one_step[0], positive, latent), ksampler(host, one_step[0], positive, latent)
+    )
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_sampler_custom_advanced_with_our_scheduler(host: Any, two_rf: Any, guidance: float) -> None:
+    model, clip, _ = two_rf
+    positive, negative = encode(host, clip), encode(host, clip, "")
+    if guidance > 1:
+        (guider,) = host.run("CFGGuider", model=model, positive=positive, negative=negative, cfg=guidance)
+    else:
+        (guider,) = host.run("BasicGuider", model=model, conditioning=positive)
+    (noise,) = host.run("RandomNoise", noise_seed=5)
+    (sampler,) = host.run("KSamplerSelect", sampler_name="euler")
+    (sigmas,) = host.run("InstaFlowScheduler", model=model, steps=7, denoise=1.0)
+    output, _ = host.run(
+        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=picture()
+    )
+    ours = instaflow(
+        host, model, positive, picture(), negative=negative, seed=5, steps=7, guidance=guidance
+    )
+    assert torch.equal(ours, output["samples"])
+
+
+def test_connected_noise_replaces_the_seed(host: Any, one_step: Any) -> None:
+    positive = encode(host, one_step[1])
+    (noise,) = host.run("RandomNoise", noise_seed=5)
+    ours = instaflow(host, one_step[0], positive, picture(), noise=noise, seed=1)
+    assert torch.equal(ours, instaflow(host, one_step[0], positive, picture(), seed=5))
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "heun", "dpmpp_2m", "uni_pc", "ddim", "res_multistep", "lcm"])
+@pytest.mark.parametrize("scheduler", ["simple", "normal", "karras", "beta", "sgm_uniform", "ddim_uniform"])
+def test_stock_samplers_and_schedulers_run(host: Any, two_rf: Any, sampler: str, scheduler: str) -> None:
+    positive = encode(host, two_rf[1])
+    samples = ksampler(
+        host, two_rf[0], positive, picture(), steps=3, sampler_name=sampler, scheduler=scheduler
+    )
+    assert samples.isfinite().all()
+    assert samples.std() < 100
+
+
+def test_sampling_leaves_torchs_random_state(host: Any, pack: Any, one_step: Any) -> None:
+    before = torch.random.get_rng_state()
+    pack.nodes.host.host_noise(picture(), 4)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# --- the convention ---
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 25, 30])
+def test_the_grid_is_exact(host: Any, one_step: Any, steps: int) -> None:
+    (sigmas,) = host.run("InstaFlowScheduler", model=one_step[0], steps=steps, denoise=1.0)
+    exact = [float(Fraction(steps - i, steps)) for i in range(steps + 1)]
+    assert sigmas.dtype == torch.float32
+    assert torch.equal(sigmas, torch.tensor(exact, dtype=torch.float64).float())
+
+
+@pytest.mark.parametrize(("steps", "denoise"), [(1, 0.5), (2, 0.4), (4, 0.999), (1, 1.0), (1, 0.0)])
+def test_denoise_cuts_as_basic_scheduler(host: Any, one_step: Any, steps: int, denoise: float) -> None:
+    (ours,) = host.run("InstaFlowScheduler", model=one_step[0], steps=steps, denoise=denoise)
+    (hosts,) = host.run("BasicScheduler", model=one_step[0], scheduler="simple", steps=steps, denoise=denoise)
+    assert torch.equal(ours, hosts)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_the_unet_is_asked_at_1000_times_1_minus_t(host: Any, one_step: Any, steps: int) -> None:
+    asked: list[Tensor] = []
+    unet = one_step[0].model.diffusion_model
+    hook = unet.register_forward_pre_hook(lambda _, args, kwargs: asked.append(args[1].clone()), with_kwargs=True)
+    try:
+        instaflow(host, one_step[0], encode(host, one_step[1]), picture(), steps=steps)
+    finally:
+        hook.remove()
+    exact = torch.tensor([1000 * (steps - i) / steps for i in range(steps)], dtype=torch.float64)
+    assert torch.cat(asked)[0] == 1000.0
+    assert torch.allclose(torch.cat(asked).double(), exact, rtol=1e-7, atol=0)
+
+
+def test_guidance_acts_on_velocities(host: Any, two_rf: Any) -> None:
+    """One step is x_0 + v, so guided velocities are the same combination of the two unguided pictures."""
+    model, clip, _ = two_rf
+    positive, negative = encode(host, clip), encode(host, clip, "blurry")
+    text, away = (instaflow(host, model, c, picture()) for c in (positive, negative))
+    guided = instaflow(host, model, positive, picture(), negative=negative, guidance=1.7)
+    assert torch.allclose(guided, away + 1.7 * (text - away), rtol=0, atol=1e-4)
+    assert (guided - text).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_guidance_up_to_1_does_nothing(host: Any, one_step: Any, guidance: float) -> None:
+    positive = encode(host, one_step[1])
+    ours = instaflow(host, one_step[0], positive, picture(), guidance=guidance)
+    assert torch.equal(ours, instaflow(host, one_step[0], positive, picture()))
+
+
+def test_no_denoise_returns_the_latent(host: Any, one_step: Any) -> None:
+    ours = instaflow(host, one_step[0], encode(host, one_step[1]), picture(), denoise=0.0)
+    assert torch.equal(ours, picture()["samples"])
+
+
+def test_host_side_of_the_flow(host: Any, one_step: Any) -> None:
+    sampling = one_step[0].get_model_object("model_sampling")
+    x, noise, data = (torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    sigma = torch.tensor([0.25, 1.0])
+    wide = sigma.view(2, 1, 1, 1)
+    assert torch.allclose(sampling.calculate_denoised(sigma, noise, x), x + wide * noise)
+    scaled = sampling.noise_scaling(sigma, noise, data)
+    assert torch.allclose(scaled, wide * noise + (1 - wide) * data)
+    assert torch.equal(sampling.noise_scaling(torch.tensor(1.0), noise, data), noise)
+    assert torch.allclose(sampling.sigma(torch.tensor([250.0, 1000.0])), sigma)
+    assert torch.equal(sampling.timestep(sigma), torch.tensor([250.0, 1000.0]))
+    assert torch.equal(sampling.calculate_input(sigma, x), x)
+    assert torch.allclose(sampling.inverse_noise_scaling(torch.tensor(0.5), x), 2 * x)
+    assert [sampling.percent_to_sigma(p) for p in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
+    assert len(sampling.sigmas) == 1000
+    assert (float(sampling.sigma_min), float(sampling.sigma_max)) == (pytest.approx(0.001), 1.0)
+    assert not dict(sampling.named_buffers())
+
+
+# --- what the host does around sampling ---
+
+
+def test_noise_mask_keeps_the_rest(host: Any, one_step: Any) -> None:
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :32] = 1
+    (masked,) = host.run("SetLatentNoiseMask", samples=picture(), mask=mask)
+    positive = encode(host, one_step[1])
+    samples = instaflow(host, one_step[0], positive, masked, steps=2)
+    assert torch.allclose(samples[:, :, 4:], picture()["samples"][:, :, 4:], atol=1e-4)
+    assert (samples[:, :, :4] - picture()["samples"][:, :, :4]).abs().max() > 1
+    assert torch.equal(samples, ksampler(host, one_step[0], positive, masked, steps=2))
+
+
+def test_previews_and_progress(host: Any, two_rf: Any) -> None:
+    import comfy.utils
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    seen: list[tuple[int, int, Any]] = []
+    before = args.preview_method, comfy.utils.PROGRESS_BAR_HOOK
+    args.preview_method = LatentPreviewMethod.Latent2RGB
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total, preview)))
+    try:
+        instaflow(host, two_rf[0], encode(host, two_rf[1]), picture(), steps=3)
+    finally:
+        args.preview_method = before[0]
+        comfy.utils.set_progress_bar_global_hook(before[1])
+    assert [(value, total) for value, total, _ in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert all(preview[1].size == (8, 8) for _, _, preview in seen)
+
+
+def test_interrupt_stops_and_leaves_the_host_usable(host: Any, two_rf: Any) -> None:
+    import comfy.model_management as management
+
+    positive = encode(host, two_rf[1])
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        instaflow(host, two_rf[0], positive, picture(), steps=3)
+    assert instaflow(host, two_rf[0], positive, picture(), steps=3).isfinite().all()
+
+
+def test_stock_sampling_patch_on_a_clone_does_not_leak(host: Any, one_step: Any) -> None:
+    model, positive = one_step[0], encode(host, one_step[1])
+    before = ksampler(host, model, positive, picture(), steps=2)
+    (other,) = host.run("ModelSamplingDiscrete", model=model, sampling="eps", zsnr=False)
+    assert not torch.equal(ksampler(host, other, positive, picture(), steps=2), before)
+    assert torch.equal(ksampler(host, model, positive, picture(), steps=2), before)
+
+
+def test_our_sampling_patch_on_a_clone_does_not_leak(host: Any, teacher: Any) -> None:
+    model, positive = teacher[0], encode(host, teacher[1])
+    before = ksampler(host, model, positive, picture(), steps=2)
+    (flow,) = host.run("InstaFlowModelSampling", model=model)
+    assert not torch.equal(instaflow(host, flow, positive, picture(), steps=2), before)
+    assert torch.equal(ksampler(host, model, positive, picture(), steps=2), before)
+
+
+def test_lora_loader_reaches_unet_and_text_encoder(host: Any, one_step: Any) -> None:
+    model, clip, _ = one_step
+    plain = instaflow(host, model, encode(host, clip), picture())
+    strengths = {"unet": (1.0, 0.0), "text": (0.0, 1.0)}
+    for part, (on_model, on_clip) in strengths.items():
+        changed, changed_clip = host.run(
+            "LoraLoader",
+            model=model,
+            clip=clip,
+            lora_name="small.safetensors",
+            strength_model=on_model,
+            strength_clip=on_clip,
+        )
+        samples = instaflow(host, changed, encode(host, changed_clip), picture())
+        assert (samples - plain).abs().max() > 1e-3, f"the LoRA did not reach the {part}"
+    assert torch.equal(instaflow(host, model, encode(host, clip), picture()), plain)
+
+
+# --- errors: found, expected, what to do ---
+
+
+def test_guidance_for_a_one_step_model(host: Any, one_step: Any) -> None:
+    positive = encode(host, one_step[1])
+    with pytest.raises(ValueError, match=r"Guidance is 1.5, but this MODEL is a one-step.*Set guidance to 1.0"):
+        instaflow(host, one_step[0], positive, picture(), guidance=1.5, negative=positive)
+
+
+def test_guidance_without_negative(host: Any, two_rf: Any) -> None:
+    with pytest.raises(ValueError, match=r"nothing is connected to `negative`.*or set guidance to 1.0"):
+        instaflow(host, two_rf[0], encode(host, two_rf[1]), picture(), guidance=1.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8, 8), (1, 4, 1, 8, 8)])
+def test_latent_of_another_model(host: Any, one_step: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"has the shape .* takes \(batch, 4, .*Empty Latent Image"):
+        instaflow(host, one_step[0], encode(host, one_step[1]), {"samples": torch.zeros(shape)})
+
+
+def test_zero_steps(host: Any, one_step: Any) -> None:
+    with pytest.raises(ValueError, match="steps is 0"):
+        instaflow(host, one_step[0], encode(host, one_step[1]), picture(), steps=0)
+
+
+def test_a_diffusion_model_is_not_an_instaflow(host: Any, teacher: Any) -> None:
+    with pytest.raises(ValueError, match=r"not an InstaFlow.*InstaFlow Model Sampling.*KSampler"):
+        instaflow(host, teacher[0], encode(host, teacher[1]), picture())
+    with pytest.raises(ValueError, match="not an InstaFlow"):
+        host.run("InstaFlowScheduler", model=teacher[0], steps=1, denoise=1.0)
