@@ -1,0 +1,230 @@
+"""The loading nodes: checkpoints as the host's own MODEL, CLIP and VAE, next to diffusers and transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from instaflow_core.checkpoints import build_text_encoder, build_unet, build_vae, load, save
+from instaflow_core.text import encode_prompts
+from small_models import install, save_unet, small_checkpoint
+from torch import Tensor
+
+PROMPT = "a red circle on a blue background"
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(host: Any) -> None:
+    install(host.base / "models")
+
+
+def load_all(host: Any, name: str, weight_dtype: str = "fp32") -> tuple[Any, Any, Any]:
+    return host.run("InstaFlowLoadCheckpoint", checkpoint=name, weight_dtype=weight_dtype)
+
+
+def one_step(host: Any, model: Any, clip: Any, seed: int = 0) -> Tensor:
+    (positive,) = host.run("CLIPTextEncode", clip=clip, text=PROMPT)
+    (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
+    inputs = {"seed": seed, "steps": 1, "guidance": 1.0, "denoise": 1.0}
+    return host.run("InstaFlowSampler", model=model, positive=positive, latent_image=empty, **inputs)[0]["samples"]
+
+
+def layer(model: Any) -> Tensor:
+    """A convolution's weight inside a host MODEL's UNet."""
+    return model.model.diffusion_model.input_blocks[1][0].in_layers[2].weight
+
+
+# --- the same numbers as diffusers and transformers ---
+
+
+@pytest.mark.parametrize("name", ["one-step.safetensors", "two-rf.safetensors"])
+def test_the_parts_compute_what_the_libraries_compute(host: Any, name: str) -> None:
+    model, clip, vae = load_all(host, name)
+    checkpoint = load(host.base / "models" / "checkpoints" / name)
+    with torch.no_grad():
+        states = encode_prompts(build_text_encoder(checkpoint), [PROMPT])
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        latents = noise + build_unet(checkpoint)(noise, 1000.0, encoder_hidden_states=states).sample
+        autoencoder = build_vae(checkpoint)
+        scale = autoencoder.config.scaling_factor
+        decoded = (autoencoder.decode(latents / scale).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+    (conditioning,) = host.run("CLIPTextEncode", clip=clip, text=PROMPT)
+    assert torch.allclose(conditioning[0][0], states, rtol=0, atol=1e-5)
+    samples = one_step(host, model, clip)
+    assert torch.allclose(samples * 0.18215, latents, rtol=0, atol=1e-5)
+    (image,) = host.run("VAEDecode", samples={"samples": samples}, vae=vae)
+    assert image.shape == (1, 64, 64, 3)
+    assert torch.allclose(image, decoded, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["one-step.safetensors", "two-rf.safetensors"])
+def test_vae_encode(host: Any, name: str) -> None:
+    vae = load_all(host, name)[2]
+    autoencoder = build_vae(load(host.base / "models" / "checkpoints" / name))
+    pixels = torch.rand(1, 64, 48, 3, generator=torch.Generator().manual_seed(0))
+    (latent,) = host.run("VAEEncode", pixels=pixels, vae=vae)
+    with torch.no_grad():
+        encoded = autoencoder.encode(pixels.permute(0, 3, 1, 2) * 2 - 1)
+    expected = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    scaled = expected * autoencoder.config.scaling_factor
+    assert torch.allclose(latent["samples"] * 0.18215, scaled, rtol=0, atol=1e-5)
+
+
+def test_file_folder_and_bare_unet_give_the_same(host: Any) -> None:
+    model, clip, _ = load_all(host, "one-step.safetensors")
+    expected = one_step(host, model, clip)
+    assert torch.equal(one_step(host, *load_all(host, "folder")[:2]), expected)
+    for name in ("bare.safetensors", "folder/unet"):
+        (unet,) = host.run("InstaFlowLoadUNet", unet_name=name, weight_dtype="fp32")
+        assert torch.equal(one_step(host, unet, clip), expected), name
+
+
+def test_loading_twice_gives_models_of_their_own(host: Any) -> None:
+    first, second = (load_all(host, "one-step.safetensors") for _ in range(2))
+    assert first[0].model is not second[0].model
+    assert torch.equal(one_step(host, *first[:2]), one_step(host, *second[:2]))
+
+
+def test_unequal_heads(host: Any, pack: Any) -> None:
+    """As many channels a head on every level, as later models have it, in place of as many heads."""
+    from diffusers import UNet2DConditionModel
+
+    checkpoint = small_checkpoint()
+    config = checkpoint.unet_config | {"block_out_channels": (64, 128), "attention_head_dim": (2, 4)}
+    unet = UNet2DConditionModel.from_config(config).eval()
+    checkpoint = dataclasses.replace(checkpoint, unet=unet.state_dict(), unet_config=config)
+    save(checkpoint, host.base / "models" / "checkpoints" / "heads.safetensors")
+    model, clip, _ = load_all(host, "heads.safetensors")
+    (conditioning,) = host.run("CLIPTextEncode", clip=clip, text=PROMPT)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = noise + unet(noise, 1000.0, encoder_hidden_states=conditioning[0][0]).sample
+    assert torch.allclose(one_step(host, model, clip) * 0.18215, expected, rtol=0, atol=1e-5)
+
+
+# --- weight types ---
+
+
+@pytest.mark.parametrize("weight_dtype", ["default", *DTYPES])
+def test_weight_dtypes(host: Any, weight_dtype: str) -> None:
+    model, clip, vae = load_all(host, "one-step.safetensors", weight_dtype)
+    samples = one_step(host, model, clip)
+    assert samples.isfinite().all()
+    reference = one_step(host, *load_all(host, "one-step.safetensors")[:2])
+    assert (samples - reference).std() < 0.2 * reference.std()
+    if weight_dtype in DTYPES:
+        assert layer(model).dtype == DTYPES[weight_dtype]
+    if weight_dtype == "fp32":
+        assert {p.dtype for p in clip.cond_stage_model.parameters()} == {torch.float32}
+        assert vae.vae_dtype == torch.float32
+    (unet,) = host.run("InstaFlowLoadUNet", unet_name="bare.safetensors", weight_dtype=weight_dtype)
+    assert layer(unet).dtype == layer(model).dtype
+
+
+def test_unknown_weight_dtype(host: Any) -> None:
+    with pytest.raises(ValueError, match="Unknown weight_dtype 'fp4'; expected one of default, fp32"):
+        load_all(host, "one-step.safetensors", "fp4")
+
+
+# --- the host's own machinery ---
+
+
+def test_the_host_can_load_every_part_again(host: Any) -> None:
+    """LoRA training, hooks, compiling and several GPUs ask the patcher for a fresh copy through this."""
+    model, clip, vae = load_all(host, "one-step.safetensors")
+    for patcher in (model, clip.patcher, vae.patcher):
+        loader, arguments = patcher.cached_patcher_init
+        fresh = loader(*arguments, disable_dynamic=True)
+        assert fresh.model is not patcher.model
+        ours, again = patcher.model.state_dict(), fresh.model.state_dict()
+        assert ours.keys() == again.keys()
+        assert all(torch.equal(ours[key], again[key]) for key in ours)
+    again = model.cached_patcher_init[0](*model.cached_patcher_init[1])
+    assert torch.equal(one_step(host, again, clip), one_step(host, model, clip))
+
+
+def test_the_teacher_is_an_ordinary_diffusion_model(host: Any) -> None:
+    import comfy.model_sampling
+
+    sampling = load_all(host, "teacher.safetensors")[0].get_model_object("model_sampling")
+    assert isinstance(sampling, comfy.model_sampling.EPS)
+    assert isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
+
+
+def test_model_sampling_makes_a_flow_of_any_sd15(host: Any) -> None:
+    """The same weights said to predict noise, sent through InstaFlowModelSampling, are the flow again."""
+    checkpoint = small_checkpoint()
+    metadata = checkpoint.metadata | {"instaflow.prediction": "epsilon"}
+    path = host.base / "models" / "checkpoints" / "mislabelled.safetensors"
+    save(dataclasses.replace(checkpoint, metadata=metadata), path)
+    model, clip, _ = load_all(host, "mislabelled.safetensors")
+    (flow,) = host.run("InstaFlowModelSampling", model=model)
+    expected = one_step(host, *load_all(host, "one-step.safetensors")[:2])
+    assert torch.equal(one_step(host, flow, clip), expected)
+
+
+def test_model_sampling_refuses_other_architectures(host: Any) -> None:
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    model, _, _ = load_all(host, "one-step.safetensors")
+    config = comfy.supported_models.SD20({**model.model.model_config.unet_config, "num_head_channels": 32})
+    config.set_inference_dtype(torch.float32, None)
+    device = torch.device("cpu")
+    other = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), load_device=device, offload_device=device)
+    with pytest.raises(ValueError, match=r"This MODEL is a SD20; InstaFlow has the shape of Stable Diffusion 1.5"):
+        host.run("InstaFlowModelSampling", model=other)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("name", ["../../one-step.safetensors", "/etc/passwd", "..", "absent.safetensors", ""])
+def test_names_outside_the_choices(host: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=r"There is no checkpoint .* looked for in .*models/checkpoints.*choose it"):
+        load_all(host, name)
+    with pytest.raises(ValueError, match=r"looked for in models/diffusion_models"):
+        host.run("InstaFlowLoadUNet", unet_name=name, weight_dtype="default")
+
+
+def test_a_checkpoint_without_text_encoder_or_vae(host: Any) -> None:
+    folder = host.base / "models" / "checkpoints"
+    save_unet(small_checkpoint(), folder / "unet-only.safetensors")
+    with pytest.raises(ValueError, match=r"has no text encoder.*InstaFlow Load UNet"):
+        load_all(host, "unet-only.safetensors")
+    save(dataclasses.replace(small_checkpoint(), vae=None, vae_config=None), folder / "no-vae.safetensors")
+    with pytest.raises(ValueError, match=r"has no VAE.*InstaFlow Load UNet"):
+        load_all(host, "no-vae.safetensors")
+
+
+def test_a_vae_the_host_has_no_module_for(host: Any) -> None:
+    """The host would log the missing tensors and go on with uninitialised memory."""
+    from diffusers import AutoencoderKL
+
+    checkpoint = small_checkpoint(vae="kl")
+    config = checkpoint.vae_config | {"use_quant_conv": False}
+    weights = AutoencoderKL.from_config(config).state_dict()
+    path = host.base / "models" / "checkpoints" / "no-quant.safetensors"
+    save(dataclasses.replace(checkpoint, vae=weights, vae_config=config), path)
+    with pytest.raises(ValueError, match=r"the VAE has 0 tensors the host has no place for and lacks 2, such as quant_conv"):
+        load_all(host, "no-quant.safetensors")
+
+
+def test_choices(host: Any, pack: Any) -> None:
+    choices = host.node("InstaFlowLoadCheckpoint").define_schema().inputs[0].options
+    assert choices[:3] == ["built-in: shapes", "built-in: shapes-2rf", "built-in: shapes-teacher"]
+    files = [name for name in choices if name.endswith(".safetensors")]
+    assert choices.index("folder") > choices.index(files[-1]) > 2
+    unets = host.node("InstaFlowLoadUNet").define_schema().inputs[0].options
+    assert unets[0] == "bare.safetensors"
+    assert unets[-1] == "folder/unet"

@@ -1,0 +1,93 @@
+"""What every node says of itself: names, sockets, tooltips, help page, translations."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# id: (inputs in order, an optional one marked by ?; outputs)
+SOCKETS = {
+    "InstaFlowLoadCheckpoint": ("checkpoint weight_dtype", "MODEL CLIP VAE"),
+    "InstaFlowLoadUNet": ("unet_name weight_dtype", "MODEL"),
+    "InstaFlowModelSampling": ("model", "MODEL"),
+    "InstaFlowSampler": (
+        "model positive latent_image seed steps guidance denoise negative? noise?",
+        "LATENT",
+    ),
+    "InstaFlowScheduler": ("model steps denoise", "SIGMAS"),
+    "InstaFlowSeedNoise": ("seed draw", "NOISE"),
+}
+
+
+def schema(host: Any, node_id: str) -> Any:
+    return host.node(node_id).define_schema()
+
+
+def test_the_list_is_complete(pack: Any) -> None:
+    assert [node.define_schema().node_id for node in pack.nodes.NODES] == list(SOCKETS)
+
+
+@pytest.mark.parametrize("node_id", SOCKETS)
+def test_sockets(host: Any, node_id: str) -> None:
+    inputs, outputs = SOCKETS[node_id]
+    said = schema(host, node_id)
+    assert " ".join(i.id + "?" * bool(i.optional) for i in said.inputs) == inputs
+    assert " ".join(str(o.get_io_type()) for o in said.outputs) == outputs
+
+
+@pytest.mark.parametrize("node_id", SOCKETS)
+def test_every_node_explains_itself(host: Any, node_id: str) -> None:
+    said = schema(host, node_id)
+    assert said.category.startswith("InstaFlow/")
+    assert said.display_name.startswith("InstaFlow ")
+    assert len(said.description) > 40
+    assert all(len(i.tooltip) > 20 for i in said.inputs), "an input has no tooltip"
+    assert all(o.display_name and len(o.tooltip) > 10 for o in said.outputs)
+    if "search_aliases" in {field.name for field in dataclasses.fields(said)}:
+        assert said.search_aliases
+
+
+@pytest.mark.parametrize("node_id", SOCKETS)
+def test_execute_takes_what_the_schema_says(host: Any, node_id: str) -> None:
+    parameters = inspect.signature(host.node(node_id).execute).parameters
+    said = schema(host, node_id)
+    assert list(parameters) == [i.id for i in said.inputs]
+    for i in said.inputs:
+        assert (parameters[i.id].default is None) == bool(i.optional)
+
+
+@pytest.mark.parametrize("node_id", SOCKETS)
+def test_help_page_names_every_socket(host: Any, node_id: str) -> None:
+    page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+    said = schema(host, node_id)
+    for socket in [*(i.id for i in said.inputs), *(o.display_name for o in said.outputs)]:
+        assert f"`{socket}`" in page, f"{socket} is not explained"
+
+
+@pytest.mark.parametrize("language", sorted(path.name for path in (ROOT / "locales").iterdir()))
+def test_translations_cover_every_node(host: Any, language: str) -> None:
+    translated = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert set(translated) == set(SOCKETS)
+    for node_id, words in translated.items():
+        said = schema(host, node_id)
+        assert words["display_name"]
+        assert words["description"]
+        assert list(words["inputs"]) == [i.id for i in said.inputs], node_id
+        assert all(i["name"] and i["tooltip"] for i in words["inputs"].values())
+        assert list(words["outputs"]) == [str(n) for n in range(len(said.outputs))], node_id
+
+
+def test_schemas_are_cheap(host: Any) -> None:
+    """The host asks for all of them on every page load."""
+    start = time.perf_counter()
+    for node_id in SOCKETS:
+        schema(host, node_id)
+    assert time.perf_counter() - start < 0.1
