@@ -9,7 +9,7 @@ stands in the metadata, since the weights of an InstaFlow cannot be told from St
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from . import formats
-from .configs import infer_text_config, infer_unet_config, infer_vae_config
 from .flow import LATENT_SCALE
-from .folders import read_json, read_part, read_texts, sibling, write_folder
-from .formats import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, FormatError
-from .keytables import OLD_VAE_ATTENTION
+from .folders import read_texts, sibling, write_folder
+from .formats import VAE_PREFIX, FormatError
+from .sources import CONFIG_KEYS, PARTS, PREFIXES, read_source
 from .weightfiles import Metadata, Weights, read_weights, write_weights
 
 Config = dict[str, Any]
@@ -35,15 +34,6 @@ BUILT_IN = {
 }
 """The models this pack ships: the name they go by, and their file in models/."""
 
-PARTS = ("unet", "text_encoder", "vae")
-_PREFIXES = {"unet": UNET_PREFIX, "text_encoder": TEXT_PREFIX, "vae": VAE_PREFIX}
-_CONFIG_KEYS = {"unet": "instaflow.unet_config", "text_encoder": "instaflow.text_config", "vae": "instaflow.vae_config"}
-
-_FLOW_PIPELINES = ("RectifiedFlowPipeline", "InstaFlowPipeline")
-_PREDICTIONS = {"epsilon": "epsilon", "flow_prediction": "velocity", "velocity": "velocity"}
-# Folder names of the released models, the only trace of which of the two a folder is.
-_STAGES_BY_NAME = (("2_rectified_flow", "2-rectified-flow"), ("instaflow", "one-step"))
-
 _TITLES = {"one-step": "InstaFlow", "2-rectified-flow": "2-Rectified Flow", "teacher": "diffusion teacher"}
 
 
@@ -55,6 +45,7 @@ class Checkpoint:
     text_encoder: keys of transformers' CLIPTextModel, always under `text_model.`, with text_config; or None.
     vae: keys of diffusers' AutoencoderKL or AutoencoderTiny (vae_config's `_class_name`); or None.
     metadata: strings, as in a safetensors header.
+    layout: how the source kept it, in words.
     """
 
     unet: Weights
@@ -64,6 +55,7 @@ class Checkpoint:
     vae: Weights | None = None
     vae_config: Config | None = None
     metadata: Metadata = field(default_factory=dict)
+    layout: str = "in memory"
 
     @property
     def prediction(self) -> str:
@@ -117,11 +109,12 @@ def load(source: str | Path, prediction: str = "velocity") -> Checkpoint:
 
     Raises FormatError for everything that is not a whole model of Stable Diffusion 1.5's kind.
     """
-    path = locate(source)
-    layout = formats.identify(path) if path.is_dir() else None
-    checkpoint = _load_file(path) if layout is None else _load_folder(path, layout)
-    checkpoint.metadata.setdefault("instaflow.prediction", prediction)
-    return checkpoint
+    read = read_source(locate(source))
+    unet, unet_config = read.parts["unet"]
+    text, text_config = read.parts.get("text_encoder", (None, None))
+    vae, vae_config = read.parts.get("vae", (None, None))
+    metadata = {"instaflow.prediction": prediction} | read.metadata
+    return Checkpoint(unet, unet_config, text, text_config, vae, vae_config, metadata, read.layout.in_words)
 
 
 def locate(source: str | Path) -> Path:
@@ -129,125 +122,15 @@ def locate(source: str | Path) -> Path:
     name = str(source)
     if name.startswith("built-in:"):
         if name not in BUILT_IN:
-            raise FormatError(f"no built-in model is called {name!r}", " or ".join(BUILT_IN), "Check the spelling.")
+            raise FormatError(f"No built-in model is called {name!r}", " or ".join(BUILT_IN), "Check the spelling.")
         path = MODELS / BUILT_IN[name]
         advice = "Install the pack again, or make the models with `make models`."
     else:
         path = Path(source).expanduser()
         advice = "Check the name and the folder; built-in models are called " + ", ".join(BUILT_IN) + "."
     if not path.exists():
-        raise FormatError(f"there is nothing at {path}", "a checkpoint file or a diffusers folder", advice)
+        raise FormatError(f"There is nothing at {path}", "a checkpoint file or a diffusers folder", advice)
     return path
-
-
-def _load_file(path: Path) -> Checkpoint:
-    tensors, metadata = read_weights(path)
-    layout = formats.identify(tensors)
-    metadata = {key: value for key, value in metadata.items() if key.startswith(("instaflow.", "modelspec."))}
-    parts: dict[str, tuple[Weights, Config]] = {}
-    _take(parts, "unet", _under(tensors, layout.unet_prefix), metadata, layout.unet_keys)
-    if layout.text_prefix is not None:
-        _take(parts, "text_encoder", _under(tensors, layout.text_prefix), metadata)
-    if layout.vae_prefix is not None:
-        _take(parts, "vae", _under(tensors, layout.vae_prefix), metadata)
-    for name in json.loads(metadata.pop("instaflow.shared", "[]")):
-        shared, shared_metadata = read_weights(sibling(path, name))
-        for part in ("text_encoder", "vae"):
-            inside = _under(shared, _PREFIXES[part])
-            if inside and part not in parts:
-                _take(parts, part, inside, shared_metadata)
-    return _checkpoint(parts, metadata)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> Weights:
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-# Two numbers the host's TAESD wants beside the weights, which belong to no diffusers model; see `_host_scale`.
-_HOST_SCALE_KEYS = ("vae_scale", "vae_shift")
-
-
-def _take(
-    parts: dict[str, tuple[Weights, Config]], part: str, tensors: Weights, metadata: Metadata, keys: str = "ldm"
-) -> None:
-    """Put one model of a file among the parts, its config taken from the metadata or read off the shapes."""
-    if part == "text_encoder":
-        tensors = formats.with_text_prefix(tensors)
-    if part == "vae":
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in _HOST_SCALE_KEYS}
-    if _CONFIG_KEYS[part] in metadata:
-        config = json.loads(metadata[_CONFIG_KEYS[part]])
-    else:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        infer = {"text_encoder": infer_text_config, "vae": infer_vae_config}
-        config = infer_unet_config(shapes, keys) if part == "unet" else infer[part](shapes)
-    parts[part] = formats.match(part, tensors, formats.table(part, config), keys), config
-
-
-def _load_folder(path: Path, layout: formats.Layout) -> Checkpoint:
-    alone = path.name == "unet" and not (path / "unet").is_dir()
-    root = path.parent if alone else path
-    wanted = {"unet": "", "text_encoder": layout.text_prefix, "vae": layout.vae_prefix}
-    parts: dict[str, tuple[Weights, Config]] = {}
-    metadata: Metadata = {}
-    renamed = {}
-    for part in (part for part in PARTS if wanted[part] is not None):
-        tensors, config, header = read_part(root / part, part)
-        if part == "unet":
-            formats.identify(tensors)
-            metadata = {key: value for key, value in header.items() if key.startswith(("instaflow.", "modelspec."))}
-        if part == "vae":
-            config.setdefault("_class_name", "AutoencoderKL")
-        names = _current_names(part, tensors)
-        if any(old != new for old, new in names.items()):
-            renamed[part] = {new: old for old, new in names.items() if old != new}
-        tensors = {names[name]: tensor for name, tensor in tensors.items()}
-        parts[part] = formats.match(part, tensors, formats.table(part, config), "diffusers"), config
-    if "instaflow.format" not in metadata:
-        metadata |= _describe_folder(root)
-    if renamed:
-        metadata["instaflow.renamed"] = json.dumps(renamed)
-    return _checkpoint(parts, metadata)
-
-
-def _current_names(part: str, tensors: Weights) -> dict[str, str]:
-    """Today's name of every tensor in a folder, by the name it has there."""
-    if part == "text_encoder":
-        return dict(zip(tensors, formats.with_text_prefix(tensors), strict=True))
-    names = {name: name for name in tensors}
-    if part == "vae":
-        for new, old in OLD_VAE_ATTENTION.items():
-            names |= {name: name.replace(f".{old}.", f".{new}.") for name in tensors if f".0.{old}." in name}
-    return names
-
-
-def _describe_folder(root: Path) -> Metadata:
-    """What model_index.json, the scheduler and the folder's name say of a model without metadata of its own."""
-    described: Metadata = {}
-    index = read_json(root / "model_index.json") if (root / "model_index.json").is_file() else {}
-    scheduler = root / "scheduler" / "scheduler_config.json"
-    if index.get("_class_name") in _FLOW_PIPELINES:
-        described["instaflow.prediction"] = "velocity"
-        # The licence of the released weights, the only folders of this kind that say nothing of themselves.
-        described["instaflow.license"] = "CC-BY-NC-4.0"
-        stage = next((stage for name, stage in _STAGES_BY_NAME if name in root.resolve().name.lower()), None)
-        if stage:
-            described["instaflow.stage"] = stage
-    elif scheduler.is_file() and "prediction_type" in (says := read_json(scheduler)):
-        kind = says["prediction_type"]
-        if kind not in _PREDICTIONS:
-            raise FormatError(
-                f"a model whose scheduler predicts {kind!r}", "epsilon or velocity", "Load it with the host's own loader."
-            )
-        described["instaflow.prediction"] = _PREDICTIONS[kind]
-    return described
-
-
-def _checkpoint(parts: Mapping[str, tuple[Weights, Config]], metadata: Metadata) -> Checkpoint:
-    unet, unet_config = parts["unet"]
-    text, text_config = parts.get("text_encoder", (None, None))
-    vae, vae_config = parts.get("vae", (None, None))
-    return Checkpoint(unet, unet_config, text, text_config, vae, vae_config, metadata)
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------
@@ -275,7 +158,7 @@ def describe(checkpoint: Checkpoint) -> Metadata:
     for part in PARTS:
         held = checkpoint.part(part)
         if held:
-            metadata[_CONFIG_KEYS[part]] = json.dumps(held[1])
+            metadata[CONFIG_KEYS[part]] = json.dumps(held[1])
     return metadata
 
 
@@ -296,14 +179,14 @@ def save(
     elsewhere = set()
     for name in shared:
         inside = read_weights(sibling(path, name))[0]
-        elsewhere |= {part for part in PARTS if any(key.startswith(_PREFIXES[part]) for key in inside)}
+        elsewhere |= {part for part in PARTS if any(key.startswith(PREFIXES[part]) for key in inside)}
     metadata = {"format": "pt"} | describe(checkpoint)
     if shared:
         metadata["instaflow.shared"] = json.dumps(list(shared))
     tensors: Weights = {}
     for part in PARTS:
         if part in elsewhere:
-            metadata.pop(_CONFIG_KEYS[part], None)
+            metadata.pop(CONFIG_KEYS[part], None)
         else:
             tensors |= _ldm_tensors(checkpoint, part, dtype)
     write_weights(tensors, path, metadata)
@@ -317,9 +200,11 @@ def save_part(checkpoint: Checkpoint, part: str, path: str | Path, dtype: torch.
     held = checkpoint.part(part)
     if held is None:
         raise ValueError(f"The checkpoint has no {part} to save. Save a part it has, or load the whole model.")
-    keys = (_CONFIG_KEYS[part], "instaflow.license", "instaflow.training")
+    keys = (CONFIG_KEYS[part], "instaflow.license", "instaflow.training")
     metadata = {key: value for key, value in describe(checkpoint).items() if key in keys}
-    write_weights(_ldm_tensors(checkpoint, part, dtype), Path(path), {"format": "pt", "instaflow.format": "1"} | metadata)
+    write_weights(
+        _ldm_tensors(checkpoint, part, dtype), Path(path), {"format": "pt", "instaflow.format": "1"} | metadata
+    )
 
 
 def _ldm_tensors(checkpoint: Checkpoint, part: str, dtype: torch.dtype | None) -> Weights:
@@ -329,7 +214,7 @@ def _ldm_tensors(checkpoint: Checkpoint, part: str, dtype: torch.dtype | None) -
     tensors, config = held
     rows = formats.table(part, config)
     named = formats.match(part, cast(tensors, dtype), rows, "diffusers")
-    ldm = formats.to_ldm(named, rows, _PREFIXES[part])
+    ldm = formats.to_ldm(named, rows, PREFIXES[part])
     if config.get("_class_name") == "AutoencoderTiny":
         # ComfyUI's latents are unscaled; its TAESD multiplies by this before decoding.
         ldm[f"{VAE_PREFIX}vae_scale"] = torch.tensor(LATENT_SCALE)
@@ -358,7 +243,7 @@ def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | N
             names = renamed.get(part, {})
             tensors = {names.get(name, name): tensor for name, tensor in cast(held[0], dtype).items()}
             parts[part] = tensors, held[1]
-    left_out = ("instaflow.folder", "instaflow.renamed", *_CONFIG_KEYS.values())
+    left_out = ("instaflow.folder", "instaflow.renamed", *CONFIG_KEYS.values())
     metadata = {key: value for key, value in describe(checkpoint).items() if key not in left_out}
     vae_class = (checkpoint.vae_config or {}).get("_class_name", "AutoencoderKL")
     index = {
@@ -404,7 +289,9 @@ def convert(
         save(checkpoint, end, dtype)
     elif end.suffix:
         raise FormatError(
-            f"the destination {end.name}", "a name ending in .safetensors, or a folder's name", "Change the destination."
+            f"The destination is called {end.name}",
+            "a name ending in .safetensors, or a folder's name",
+            "Change the destination.",
         )
     else:
         save_folder(checkpoint, end, dtype)
@@ -429,6 +316,10 @@ def build_vae(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any
     if held is None:
         raise ValueError("This checkpoint holds a UNet only, and the VAE is needed. Load the whole model.")
     tensors, config = held
+    # AutoencoderTiny saves its decoder's widths a second time, under a name it does not take back.
+    config = {
+        k: v for k, v in config.items() if config["_class_name"] != "AutoencoderTiny" or k != "block_out_channels"
+    }
     return _filled(lambda: getattr(diffusers, config["_class_name"]).from_config(config), tensors, dtype)
 
 
@@ -443,7 +334,7 @@ def build_text_encoder(checkpoint: Checkpoint, dtype: torch.dtype = torch.float3
     return _filled(lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), tensors, dtype)
 
 
-def _filled(make: Any, tensors: Weights, dtype: torch.dtype) -> Any:
+def _filled(make: Callable[[], Any], tensors: Weights, dtype: torch.dtype) -> Any:
     """A module made without memory for its weights, then given copies of `tensors`."""
     from accelerate import init_empty_weights
 

@@ -63,12 +63,12 @@ def infer_unet_config(shapes: Shapes, keys: str) -> Config:
     """
     names = _DIFFUSERS_NAMES if keys == "diffusers" else _LDM_NAMES
     down = _down_levels_diffusers(shapes) if keys == "diffusers" else _down_levels_ldm(shapes)
-    up = [bool(block) for block in _up_attention(shapes, keys, [len(level) for level in reversed(down)])]
+    up = _up_attention(shapes, keys, [len(level) for level in reversed(down)])
     middle = f"{names['middle']}.transformer_blocks"
     text_width = _shape(shapes, f"{middle}.0.attn2.to_k.weight")[1]
     if text_width != STABLE_DIFFUSION_TEXT_WIDTH:
         raise FormatError(
-            f"a UNet that reads text states {text_width} wide and carries no metadata that describes it",
+            f"The UNet reads text states {text_width} wide and carries no metadata that describes it",
             f"the {STABLE_DIFFUSION_TEXT_WIDTH} of Stable Diffusion 1.5, or instaflow.* metadata in the file",
             "Load the folder or the file it was made from; files written by this pack carry their metadata.",
         )
@@ -166,7 +166,7 @@ def _down_levels_ldm(shapes: Shapes) -> list[list[str]]:
 
 
 def _up_attention(shapes: Shapes, keys: str, layers: list[int]) -> list[bool]:
-    """Whether each block on the way up has cross-attention; `layers` counts the residual blocks, coarsest level first."""
+    """Which blocks on the way up have cross-attention; `layers` counts residual blocks, coarsest level first."""
     found, entry = [], 0
     for block, count in enumerate(layers):
         name = f"up_blocks.{block}.attentions.0." if keys == "diffusers" else f"output_blocks.{entry}.1.norm."
@@ -192,7 +192,7 @@ def _count(shapes: Shapes, parent: str) -> int:
 def _shape(shapes: Shapes, key: str) -> Shape:
     if key not in shapes:
         raise FormatError(
-            f"a model of Stable Diffusion's kind without the tensor {key}",
+            f"The model is of Stable Diffusion's kind but lacks the tensor {key}",
             "all of its tensors",
             "The file is incomplete: get it again from where it came.",
         )

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .weightfiles import FormatError, Metadata, Weights, read_weights, write_text, write_weights
+from .atomic import current_umask, replacing
+from .weightfiles import FormatError, Metadata, Weights, read_weights, write_weights
 
 Config = dict[str, Any]
 
@@ -62,7 +63,9 @@ def read_json(path: Path) -> Config:
     """A JSON object from a file; FormatError where it is missing or is not one."""
     advice = "Get the file from where the weights came."
     if not path.is_file():
-        raise FormatError(f"the folder {path.parent.name} has no {path.name}", f"{path.name} beside the weights", advice)
+        raise FormatError(
+            f"The folder {path.parent.name} has no {path.name}", f"{path.name} beside the weights", advice
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -86,7 +89,7 @@ def read_part(folder: Path, part: str) -> tuple[Weights, Config, Metadata]:
             if index.is_file():
                 return _read_shards(index), config, {}
     raise FormatError(
-        f"the folder {folder} has no weights",
+        f"The folder {folder} has no weights",
         f"one of {', '.join(_WEIGHT_NAMES[part])} in it",
         "Download the whole folder; git alone fetches only pointers (use git lfs pull).",
     )
@@ -110,8 +113,8 @@ def sibling(path: Path, name: str) -> Path:
 def read_texts(folder: Path) -> dict[str, str]:
     """Configs and tokenizer files of a folder by their relative path, what a single file keeps for the way back.
 
-    The 1.4 MB of Stable Diffusion's vocabulary are left out where they are the ones this pack ships: `write_folder` writes
-    them anew.
+    The 1.4 MB of Stable Diffusion's vocabulary are left out where they are the ones this pack ships: `write_folder`
+    writes them anew.
     """
     texts = {}
     if (folder / "model_index.json").is_file():
@@ -156,19 +159,17 @@ def write_folder(
     destination.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
     try:
-        umask = os.umask(0)
-        os.umask(umask)
-        room.chmod(0o777 & ~umask)
+        room.chmod(0o777 & ~current_umask())  # mkdtemp lets only the owner in
         for part, (tensors, config) in parts.items():
             # Loaders of diffusers and transformers refuse a file that does not say which framework wrote it.
             header = {"format": "pt"} | (dict(metadata) if part == "unet" else {})
             write_weights(tensors, room / part / _WEIGHT_NAMES[part][0], header)
-            write_text(_dump(config), room / part / "config.json")
+            _write_text(_dump(config), room / part / "config.json")
         for name, text in {**_default_texts(parts), **texts}.items():
             if name.split("/")[0] in (*parts, "tokenizer", "scheduler", "feature_extractor"):
-                write_text(text, room / name)
+                _write_text(text, room / name)
         index = json.loads(texts["model_index.json"]) if "model_index.json" in texts else dict(model_index)
-        write_text(_dump(_only_present(index, room)), room / "model_index.json")
+        _write_text(_dump(_only_present(index, room)), room / "model_index.json")
         _replace(room, destination)
     finally:
         shutil.rmtree(room, ignore_errors=True)
@@ -209,6 +210,11 @@ def _replace(room: Path, destination: Path) -> None:
     os.replace(destination, aside / destination.name)
     os.replace(room, destination)
     shutil.rmtree(aside)
+
+
+def _write_text(text: str, path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def _dump(content: Mapping[str, Any]) -> str:

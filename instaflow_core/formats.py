@@ -34,6 +34,14 @@ class Layout:
     text_prefix: str | None = None
     vae_prefix: str | None = None
 
+    @property
+    def in_words(self) -> str:
+        """For people: "diffusers folder", "single file, ldm names", "UNet alone, diffusers names"."""
+        if self.kind == "folder":
+            return "diffusers folder"
+        alone = self.text_prefix is None and self.vae_prefix is None
+        return f"{'UNet alone' if alone else 'single file'}, {self.unet_keys} names"
+
 
 # --- what a single file may be ----------------------------------------------------------------------------------------
 
@@ -106,24 +114,28 @@ _PARTS = (
 )
 
 # Widths of the text states a UNet reads, and latents it takes, that belong to other models.
-_OTHER_TEXT_WIDTHS = {1024: "a Stable Diffusion 2 UNet", 2048: "a Stable Diffusion XL UNet", 1280: "an SDXL refiner UNet"}
+_OTHER_TEXT_WIDTHS = {
+    1024: "a Stable Diffusion 2 UNet",
+    2048: "a Stable Diffusion XL UNet",
+    1280: "an SDXL refiner UNet",
+}
 _OTHER_CHANNELS = {8: "an InstructPix2Pix UNet", 9: "a Stable Diffusion inpainting UNet"}
 _LATENT_CHANNELS = 4
 
 
-def identify(source: Mapping[str, Tensor] | str | Path) -> Layout:
+def identify(source: Mapping[str, Tensor] | str | Path, name: str = "this state dict") -> Layout:
     """The layout of a state dict, of a weight file, or of a diffusers folder.
 
     Only names and shapes are looked at, so tensors on the meta device will do. A path may be a diffusers folder, its
-    `unet` folder, or a file.
+    `unet` folder, or a file. `name` is what messages call a state dict.
 
     Raises FormatError, naming what the source is, for everything that is not a model of Stable Diffusion 1.5's kind.
     """
     if isinstance(source, Mapping):
-        return _identify_tensors(source)
+        return _identify_tensors(source, name)
     path = Path(source)
     if not path.is_dir():
-        return _identify_tensors(read_weights(path)[0])
+        return _identify_tensors(read_weights(path)[0], path.name)
     if (path / "unet").is_dir():
         present = {part: (path / part).is_dir() for part in ("text_encoder", "vae")}
         return Layout("folder", "diffusers", "", *("" if there else None for there in present.values()))
@@ -131,16 +143,16 @@ def identify(source: Mapping[str, Tensor] | str | Path) -> Layout:
         return Layout("folder", "diffusers")
     inside = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
     raise FormatError(
-        f"the folder {path.name} has no unet/ in it (it holds: {inside})",
+        f"The folder {path.name} has no unet/ in it (it holds: {inside})",
         "a diffusers folder with unet/, text_encoder/, vae/ and model_index.json",
         "Download the whole model folder, or name the folder above or below this one.",
     )
 
 
-def _identify_tensors(tensors: Mapping[str, Tensor]) -> Layout:
+def _identify_tensors(tensors: Mapping[str, Tensor], name: str) -> Layout:
     if not tensors:
-        raise FormatError("a file without a single tensor", _EXPECTED, "Check that this is the right file.")
-    _refuse(tensors, _OTHERS)
+        raise FormatError(f"{name} holds not a single tensor", _EXPECTED, "Check that this is the right file.")
+    _refuse(tensors, _OTHERS, name)
     unets = [
         (keys, prefix)
         for prefix in _UNET_PREFIXES
@@ -148,41 +160,45 @@ def _identify_tensors(tensors: Mapping[str, Tensor]) -> Layout:
         if any(key.startswith(prefix + start) for key in tensors)
     ]
     if not unets:
-        _refuse(tensors, _PARTS)
+        _refuse(tensors, _PARTS, name)
         example = ", ".join(sorted(tensors)[:3])
-        raise FormatError(f"{len(tensors)} tensors of an unknown kind ({example})", _EXPECTED, "Choose another file.")
+        raise FormatError(
+            f"{name} holds {len(tensors)} tensors of an unknown kind ({example})", _EXPECTED, "Choose another file."
+        )
     if len(unets) > 1:
         names = " and ".join(f"{prefix or 'no prefix'} ({keys} names)" for keys, prefix in unets)
-        raise FormatError(f"two UNets in one file: {names}", "one", "Save the one you mean to a file of its own.")
+        raise FormatError(f"{name} holds two UNets: {names}", "one", "Save the one you mean to a file of its own.")
     keys, prefix = unets[0]
-    _refuse_other_shapes(tensors, keys, prefix)
+    _refuse_other_shapes(tensors, keys, prefix, name)
     text, vae = (start if _any_starts(tensors, start) else None for start in (TEXT_PREFIX, VAE_PREFIX))
     return Layout("file", keys, prefix, text, vae)
 
 
-def _refuse(names: Iterable[str], others: Iterable[_Other]) -> None:
-    names = list(names)
+def _refuse(keys: Iterable[str], others: Iterable[_Other], name: str) -> None:
+    keys = list(keys)
     for other in others:
         pattern = re.compile(other.pattern)
-        for name in names:
-            if pattern.search(name):
-                raise FormatError(f"{other.name} (it holds {name})", _EXPECTED, other.advice)
+        for key in keys:
+            if pattern.search(key):
+                raise FormatError(f"{name} is {other.name}: it holds {key}", _EXPECTED, other.advice)
 
 
-def _refuse_other_shapes(tensors: Mapping[str, Tensor], keys: str, prefix: str) -> None:
+def _refuse_other_shapes(tensors: Mapping[str, Tensor], keys: str, prefix: str, name: str) -> None:
     first = tensors.get(prefix + ("input_blocks.0.0.weight" if keys == "ldm" else "conv_in.weight"))
     if first is not None and first.shape[1] != _LATENT_CHANNELS:
         channels = first.shape[1]
         found = _OTHER_CHANNELS.get(channels, "a UNet of another model")
         raise FormatError(
-            f"{found}: it takes {channels} channels", f"{_LATENT_CHANNELS} latent channels", _OTHER_MODEL_ADVICE
+            f"{name} is {found}: it takes {channels} channels",
+            f"{_LATENT_CHANNELS} latent channels",
+            _OTHER_MODEL_ADVICE,
         )
-    for name, tensor in tensors.items():
-        if name.startswith(prefix) and name.endswith(".attn2.to_k.weight"):
+    for key, tensor in tensors.items():
+        if key.startswith(prefix) and key.endswith(".attn2.to_k.weight"):
             if tensor.shape[1] in _OTHER_TEXT_WIDTHS:
                 found = _OTHER_TEXT_WIDTHS[tensor.shape[1]]
                 raise FormatError(
-                    f"{found}: it reads text states {tensor.shape[1]} wide", _EXPECTED, _OTHER_MODEL_ADVICE
+                    f"{name} is {found}: it reads text states {tensor.shape[1]} wide", _EXPECTED, _OTHER_MODEL_ADVICE
                 )
             return
 
@@ -194,7 +210,13 @@ def _any_starts(names: Iterable[str], start: str) -> bool:
 # --- tensors against the tables ---------------------------------------------------------------------------------------
 
 # Tensors old files carry along that belong to no model here: losses, a temperature, a projection nothing uses.
-_IGNORED = {"text_encoder": r"^text_model\.(text_projection|logit_scale)|^(text_projection|logit_scale)", "vae": r"^loss\."}
+_IGNORED = {
+    "text_encoder": r"^text_model\.(text_projection|logit_scale)|^(text_projection|logit_scale)",
+    "vae": r"^loss\.",
+}
+
+
+_WORDS = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
 
 
 def table(part: str, config: Config) -> list[Row]:
@@ -204,25 +226,27 @@ def table(part: str, config: Config) -> list[Row]:
     """
     makers: dict[str, Callable[[Config], list[Row]]] = {"unet": unet_table, "text_encoder": text_table}
     if part == "vae":
-        name = config.get("_class_name", "AutoencoderKL")
-        if name not in VAE_TABLES:
-            raise FormatError(f"a VAE of the class {name}", " or ".join(VAE_TABLES), "Use the VAE the model came with.")
-        makers["vae"] = VAE_TABLES[name]
+        kind = config.get("_class_name", "AutoencoderKL")
+        if kind not in VAE_TABLES:
+            advice = "Use the VAE the model came with."
+            raise FormatError(f"The VAE is of the class {kind}", " or ".join(VAE_TABLES), advice)
+        makers["vae"] = VAE_TABLES[kind]
     try:
         return makers[part](config)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise FormatError(
-            f"a {part} config that is incomplete or of another kind of model ({type(error).__name__}: {error})",
+            f"The {_WORDS[part]} config is incomplete or of another kind of model ({type(error).__name__}: {error})",
             "the config.json of a Stable Diffusion 1.5 model",
             "Get the config from where the weights came.",
         ) from error
 
 
-def match(part: str, tensors: Mapping[str, Tensor], rows: list[Row], keys: str) -> Weights:
+def match(part: str, tensors: Mapping[str, Tensor], rows: list[Row], keys: str, name: str = "this model") -> Weights:
     """The tensors of one model under their diffusers names and in their diffusers shapes; views, never copies.
 
     Args:
         tensors: named as `keys` ("diffusers" or "ldm") says, without a prefix.
+        name: what messages call the source.
 
     Raises FormatError where a tensor is missing, has another shape, or belongs to no model of this config.
     """
@@ -230,28 +254,28 @@ def match(part: str, tensors: Mapping[str, Tensor], rows: list[Row], keys: str) 
     missing, wrong = [], []
     known = set()
     for row in rows:
-        name, shape = (row.ldm, row.ldm_shape) if keys == "ldm" else (row.diffusers, row.shape)
-        known.add(name)
-        if name not in tensors:
+        key, shape = (row.ldm, row.ldm_shape) if keys == "ldm" else (row.diffusers, row.shape)
+        known.add(key)
+        if key not in tensors:
             if not row.optional:
-                missing.append(name)
-        elif tuple(tensors[name].shape) != shape and not row.optional:
-            wrong.append(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
+                missing.append(key)
+        elif tuple(tensors[key].shape) != shape and not row.optional:
+            wrong.append(f"{key} has shape {tuple(tensors[key].shape)}, not {shape}")
         elif row.shape != row.ldm_shape:
-            named[row.diffusers] = tensors[name].reshape(row.shape)
+            named[row.diffusers] = tensors[key].reshape(row.shape)
         else:
-            named[row.diffusers] = tensors[name]
+            named[row.diffusers] = tensors[key]
     ignored = re.compile(_IGNORED.get(part, r"(?!)"))
-    unknown = [name for name in tensors if name not in known and not ignored.search(name)]
+    unknown = [key for key in tensors if key not in known and not ignored.search(key)]
     problems = {"missing": missing, "of another shape": wrong, "not part of such a model": unknown}
     if missing or wrong or unknown:
         listed = "; ".join(
-            f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-            for what, names in problems.items()
-            if names
+            f"{len(found)} {what}: {', '.join(found[:3])}{', …' if len(found) > 3 else ''}"
+            for what, found in problems.items()
+            if found
         )
         raise FormatError(
-            f"{part} weights that do not fit their config ({listed})",
+            f"The {_WORDS[part]} weights of {name} do not fit their config ({listed})",
             f"{len(rows)} tensors",
             "The file is incomplete or belongs to another model: get it again, with its own config.",
         )

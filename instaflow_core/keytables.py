@@ -179,9 +179,7 @@ def _vae_middle(half: str, width: int, attention: bool) -> Iterator[Row]:
         ours, ldm = f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1"
         yield from _layer(f"{ours}.group_norm", f"{ldm}.norm", (width,))
         for name, ldm_name in _VAE_ATTENTION:
-            yield from _layer(
-                f"{ours}.{name}", f"{ldm}.{ldm_name}", (width, width), ldm_shape=(width, width, 1, 1)
-            )
+            yield from _layer(f"{ours}.{name}", f"{ldm}.{ldm_name}", (width, width), ldm_shape=(width, width, 1, 1))
     yield from _vae_resnet(f"{half}.mid_block.resnets.1", f"{half}.mid.block_2", width, width)
 
 

@@ -5,11 +5,8 @@ wrong ending is told apart. Tensors of a safetensors file stay on disk (memory-m
 """
 
 import json
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .atomic import replacing
 
 Weights = dict[str, Tensor]
 Metadata = dict[str, str]
@@ -61,7 +60,7 @@ def read_weights(path: Path) -> tuple[Weights, Metadata]:
     them does not run.
     """
     if not path.is_file():
-        raise FormatError(f"there is no file {path}", _EXPECTED, "Check the name and the folder.")
+        raise FormatError(f"There is no file {path}", _EXPECTED, "Check the name and the folder.")
     size = path.stat().st_size
     if size == 0:
         raise FormatError(f"{path.name} is empty (0 bytes)", _EXPECTED, _DOWNLOAD_AGAIN)
@@ -78,51 +77,13 @@ def read_weights(path: Path) -> tuple[Weights, Metadata]:
     raise FormatError(f"{path.name} is not a file of weights (it begins with {head[:8]!r})", _EXPECTED, _DOWNLOAD_AGAIN)
 
 
-def read_metadata(path: Path) -> Metadata:
-    """Metadata of a safetensors file without its tensors; empty for a file of another format."""
-    with path.open("rb") as file:
-        if file.read(9)[8:] != b"{":
-            return {}
-    return _read_header(path, path.stat().st_size).get("__metadata__", {})
-
-
 def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write one safetensors file. It appears under its name only when it is whole and on disk.
 
     `tensors` may be views of a memory-mapped file, `path` itself included. A failed write leaves nothing behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, dict(metadata))
-        _publish(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write one UTF-8 text file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        _publish(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _publish(temporary: str, path: Path) -> None:
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    # mkstemp makes a file only its owner may read; give it the rights any new file gets.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
-    os.replace(temporary, path)
 
 
 def _read_header(path: Path, size: int) -> dict[str, Any]:
@@ -145,7 +106,9 @@ def _read_header(path: Path, size: int) -> dict[str, Any]:
 
 
 def _truncated(path: Path, size: int, needed: str) -> FormatError:
-    return FormatError(f"{path.name} is cut short: {size:,} bytes", f"{needed} bytes, as its header says", _DOWNLOAD_AGAIN)
+    return FormatError(
+        f"{path.name} is cut short: {size:,} bytes", f"{needed} bytes, as its header says", _DOWNLOAD_AGAIN
+    )
 
 
 def _read_safetensors(path: Path, size: int) -> tuple[Weights, Metadata]:

@@ -1,0 +1,34 @@
+"""Files that appear under their name only when they are whole."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; on leaving, it is flushed to disk and renamed to `path`.
+
+    Where the writing raises, `path` stays as it was and the temporary file is gone. Missing folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~current_umask())  # mkstemp lets only the owner read
+        os.replace(name, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def current_umask() -> int:
+    """The rights this process takes away from new files; there is no way to ask but to set it."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return umask

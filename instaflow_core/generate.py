@@ -1,0 +1,131 @@
+"""Prompt to pictures with a checkpoint, without any host: what `python -m instaflow_core generate` does."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .atomic import replacing
+from .checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae
+from .noise import draw_noise
+from .solvers import euler, time_grid
+from .teacher import sample_teacher
+from .text import encode_prompts
+from .velocity import GuidedVelocity
+
+TEACHER_STEPS = 25
+TEACHER_GUIDANCE = 5.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation.
+
+    steps, guidance, width, height: None takes what suits the checkpoint.
+    draw: one of `noise.DRAWS`.
+    """
+
+    prompt: str
+    negative: str = ""
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    batch_size: int = 1
+    draw: str = "comfyui"
+
+    def settled(self, checkpoint: Checkpoint) -> "Request":
+        """The same request with every None filled in.
+
+        Raises ValueError for a size the autoencoder cannot make, an empty batch, no steps, or guidance for a one-step
+        model, which was trained without.
+        """
+        teaches = checkpoint.prediction == "epsilon"
+        settled = Request(
+            **asdict(self)
+            | {
+                "steps": (TEACHER_STEPS if teaches else 1) if self.steps is None else self.steps,
+                "guidance": (TEACHER_GUIDANCE if teaches else checkpoint.guidance)
+                if self.guidance is None
+                else self.guidance,
+                "width": self.width or checkpoint.native_size,
+                "height": self.height or checkpoint.native_size,
+            }
+        )
+        unit = checkpoint.latent_downscale
+        for name in ("width", "height"):
+            pixels = getattr(settled, name)
+            if pixels < unit or pixels % unit:
+                raise ValueError(
+                    f"{name} {pixels} does not fit this autoencoder. Give a multiple of {unit}, {unit} or more; "
+                    f"the model was trained on {checkpoint.native_size}."
+                )
+        if settled.batch_size < 1:
+            raise ValueError(f"batch-size is {settled.batch_size}. Give 1 or more.")
+        if settled.steps is None or settled.steps < 1:
+            raise ValueError(f"steps is {settled.steps}. Give 1 or more.")
+        if checkpoint.stage == "one-step" and settled.guidance is not None and settled.guidance > 1:
+            raise ValueError(
+                f"guidance is {settled.guidance}, and a one-step InstaFlow was trained without guidance. "
+                "Leave it at 1.0, or use a 2-rectified flow, which takes 1.0 to 2.0."
+            )
+        return settled
+
+
+@torch.no_grad()
+def generate(
+    checkpoint: Checkpoint,
+    request: Request,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """The pictures of a settled request.
+
+    A rectified flow is solved by Euler's method on the uniform grid, one UNet evaluation a step (eq. 3 of the paper); a
+    checkpoint that predicts noise is sampled as its teacher is, by DPM-Solver++.
+
+    Returns:
+        (B, 3, height, width) float32 on the CPU, in [0, 1].
+
+    Raises ValueError where the checkpoint lacks its text encoder or its VAE.
+    """
+    assert request.steps and request.guidance is not None and request.width and request.height, "settle it first"
+    text_encoder = build_text_encoder(checkpoint, dtype).to(device)
+    prompts = [request.prompt, request.negative]
+    text, negative = encode_prompts(text_encoder, prompts).chunk(2)
+    unet, vae = build_unet(checkpoint, dtype).to(device), build_vae(checkpoint, dtype).to(device)
+    unit = checkpoint.latent_downscale
+    shape = (request.batch_size, unet.config.in_channels, request.height // unit, request.width // unit)
+    noise = draw_noise(request.seed, shape, request.draw).to(device, dtype)
+    if checkpoint.prediction == "epsilon":
+        latents = sample_teacher(unet, text, negative, noise, request.steps, request.guidance, callback)
+    else:
+        velocity = GuidedVelocity(unet, text, negative, request.guidance)
+        latents = euler(velocity, noise, time_grid(request.steps), callback)
+    pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+
+def save_pictures(pictures: Tensor, path: Path, parameters: dict[str, Any]) -> list[Path]:
+    """Write (B, 3, H, W) pictures in [0, 1] as PNG files that say in a text chunk how they were made.
+
+    A batch is numbered: name-1.png, name-2.png, …; one picture keeps the name.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("parameters", json.dumps(parameters, ensure_ascii=False))
+    alone = len(pictures) == 1
+    paths = [path if alone else path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(pictures))]
+    for picture, target in zip(pictures, paths, strict=True):
+        pixels = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        with replacing(target) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)
+    return paths
