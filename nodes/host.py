@@ -80,15 +80,13 @@ class InstaFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.mo
         """1000 sigma, as a float: unet_time(1 - sigma) without the rounding of 1 - sigma."""
         return flow.unet_time(0.0) * sigma
 
-    def sigma(self, timestep: Tensor) -> Tensor:
+    def sigma(self, timestep: float | Tensor) -> float | Tensor:
         return flow.sigma_from_time(flow.time_from_unet(timestep))
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
         return flow.denoised_from_velocity(model_input, model_output, sigma)
 
-    def noise_scaling(
-        self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False
-    ) -> Tensor:
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
         return flow.interpolate(noise, latent_image, flow.time_from_sigma(sigma))
 
 
@@ -98,7 +96,7 @@ def uniform_sigmas(steps: int) -> Tensor:
     Raises:
         ValueError: steps is below 1.
     """
-    return flow.sigma_from_time(time_grid(steps)).float()
+    return torch.as_tensor(flow.sigma_from_time(time_grid(steps)), dtype=torch.float32)
 
 
 def as_instaflow(model: Any) -> Any:
@@ -415,7 +413,7 @@ def _without(part: str) -> FormatError:
     return FormatError(
         f"the checkpoint has no {part}",
         "a UNet, a text encoder and a VAE",
-        "Load the UNet alone with InstaFlow Load UNet, and CLIP and VAE of Stable Diffusion 1.5 with the host's loaders.",
+        "Load the UNet alone with InstaFlow Load UNet, and CLIP and VAE of Stable Diffusion 1.5 with other loaders.",
     )
 
 

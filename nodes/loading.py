@@ -42,7 +42,9 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The flow, for InstaFlow Sampler, KSampler and the rest."),
+                io.Model.Output(
+                    display_name="MODEL", tooltip="The flow, for InstaFlow Sampler, KSampler and the rest."
+                ),
                 io.Clip.Output(display_name="CLIP", tooltip="The text encoder, for CLIP Text Encode."),
                 io.Vae.Output(display_name="VAE", tooltip="Between pixels and latents, for VAE Decode and Encode."),
             ],
@@ -71,7 +73,7 @@ class InstaFlowLoadUNet(io.ComfyNode):
                 io.Combo.Input(
                     "unet_name",
                     options=list(host.unet_sources()),
-                    tooltip="A file of models/diffusion_models, or the unet/ of a diffusers folder in models/diffusers.",
+                    tooltip="A file of models/diffusion_models, or the unet/ of a folder in models/diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(host.WEIGHT_DTYPES), default="default", tooltip=_DTYPE_TOOLTIP
@@ -103,7 +105,7 @@ class InstaFlowModelSampling(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A MODEL that holds InstaFlow's weights but was loaded as an ordinary Stable Diffusion 1.5.",
+                    tooltip="A MODEL that holds InstaFlow's weights but was loaded as a Stable Diffusion 1.5.",
                 )
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The same weights, sampled as a rectified flow.")],

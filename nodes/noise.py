@@ -60,11 +60,7 @@ class InstaFlowSeedNoise(io.ComfyNode):
                     "fp32 / fp16: those of a pipeline run in that precision with torch.Generator('cpu').",
                 ),
             ],
-            outputs=[
-                io.Noise.Output(
-                    display_name="noise", tooltip="For InstaFlow Sampler or SamplerCustomAdvanced."
-                )
-            ],
+            outputs=[io.Noise.Output(display_name="noise", tooltip="For InstaFlow Sampler or SamplerCustomAdvanced.")],
         )
 
     @classmethod

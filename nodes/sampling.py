@@ -37,13 +37,13 @@ def conditions(stage: str, guidance: float, positive: Any, negative: Any | None)
         return {"positive": positive}
     if stage == "one-step":
         raise ValueError(
-            f"Guidance is {guidance:g}, but this MODEL is a one-step InstaFlow: guidance is already distilled into it, and "
-            "negative prompts have no effect. Set guidance to 1.0, or load a 2-rectified flow, which takes 1.0 to 2.0."
+            f"Guidance is {guidance:g}, but this MODEL is a one-step InstaFlow: guidance is already distilled into it, "
+            "and negative prompts have no effect. Set guidance to 1.0, or load a 2-rectified flow (1.0 to 2.0)."
         )
     if negative is None:
         raise ValueError(
-            f"Guidance is {guidance:g}, but nothing is connected to `negative`. Connect a CLIP Text Encode to it (an empty "
-            "text will do), or set guidance to 1.0."
+            f"Guidance is {guidance:g}, but nothing is connected to `negative`. Connect a CLIP Text Encode to it "
+            "(an empty text will do), or set guidance to 1.0."
         )
     return {"positive": positive, "negative": negative}
 
@@ -79,7 +79,7 @@ class InstaFlowSampler(io.ComfyNode):
                     default=1,
                     min=1,
                     max=10000,
-                    tooltip="Evaluations of the UNet on the exact grid 1000 (1 - i / steps). 1 is what InstaFlow is for; "
+                    tooltip="Evaluations of the UNet, on the exact grid 1000 (1 - i / steps). 1 is what InstaFlow is for; "
                     "a 2-rectified flow gets better up to about 25.",
                 ),
                 io.Float.Input(
@@ -98,10 +98,12 @@ class InstaFlowSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="1.0 starts from pure noise. Less starts part of the way, from latent_image mixed with noise.",
+                    tooltip="1.0 starts from pure noise. Less starts part of the way, from latent_image with noise.",
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="What to avoid. Needed for guidance above 1, and only used there."
+                    "negative",
+                    optional=True,
+                    tooltip="What to avoid. Needed for guidance above 1, and only used there.",
                 ),
                 io.Noise.Input(
                     "noise", optional=True, tooltip="Noise to start from, in place of the seed's. InstaFlow Seed Noise."

@@ -1,4 +1,4 @@
-"""Small random checkpoints in every layout the nodes read, for tests on the real host. None of them has learned anything."""
+"""Small random checkpoints in every layout the nodes read. None of them has learned anything."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from instaflow_core.checkpoints import Checkpoint, save, save_folder
 from instaflow_core.shapes import anatomy
-from torch import Tensor
 
 KL_CONFIG: dict[str, Any] = {
     "block_out_channels": (32, 32, 64, 64),
@@ -21,7 +22,9 @@ KL_CONFIG: dict[str, Any] = {
 }
 
 
-def small_checkpoint(stage: str = "one-step", prediction: str = "velocity", vae: str = "tiny", seed: int = 0) -> Checkpoint:
+def small_checkpoint(
+    stage: str = "one-step", prediction: str = "velocity", vae: str = "tiny", seed: int = 0
+) -> Checkpoint:
     """A random checkpoint of the built-in models' anatomy, its velocity scaled to a deviation of about 1.
 
     Args:

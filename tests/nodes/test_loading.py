@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from instaflow_core.checkpoints import build_text_encoder, build_unet, build_vae, load, save
-from instaflow_core.text import encode_prompts
 from small_models import install, save_unet, small_checkpoint
 from torch import Tensor
+
+from instaflow_core.checkpoints import build_text_encoder, build_unet, build_vae, load, save
+from instaflow_core.text import encode_prompts
 
 PROMPT = "a red circle on a blue background"
 DTYPES = {
@@ -216,7 +217,9 @@ def test_a_vae_the_host_has_no_module_for(host: Any) -> None:
     weights = AutoencoderKL.from_config(config).state_dict()
     path = host.base / "models" / "checkpoints" / "no-quant.safetensors"
     save(dataclasses.replace(checkpoint, vae=weights, vae_config=config), path)
-    with pytest.raises(ValueError, match=r"the VAE has 0 tensors the host has no place for and lacks 2, such as quant_conv"):
+    with pytest.raises(
+        ValueError, match=r"the VAE has 0 tensors the host has no place for and lacks 2, such as quant_conv"
+    ):
         load_all(host, "no-quant.safetensors")
 
 

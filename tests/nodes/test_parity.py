@@ -1,4 +1,4 @@
-"""Parity with the reference: an SD1.5-sized InstaFlow in the released layout, through the nodes and by the paper's equations.
+"""Parity: an SD1.5-sized InstaFlow in the released layout, through the nodes and by the paper's equations.
 
 Weights are random, for no trained ones can be had here; what is compared does not depend on training.
 """
@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from instaflow_core.text import load_tokenizer
 from small_models import scale_output
 from torch import Tensor
+
+from instaflow_core.text import load_tokenizer
 
 PROMPT = "a watercolour of a lighthouse, (not a weight), on a cliff"
 NEGATIVE = "blurry, dark"

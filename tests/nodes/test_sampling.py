@@ -87,9 +87,7 @@ def test_guided_steps_are_ksamplers(host: Any, two_rf: Any) -> None:
 def test_batch_index_picks_the_noise_ksampler_picks(host: Any, one_step: Any) -> None:
     positive = encode(host, one_step[1])
     latent = picture(1) | {"batch_index": [2]}
-    assert torch.equal(
-        instaflow(host, one_step[0], positive, latent), ksampler(host, one_step[0], positive, latent)
-    )
+    assert torch.equal(instaflow(host, one_step[0], positive, latent), ksampler(host, one_step[0], positive, latent))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -106,9 +104,7 @@ def test_sampler_custom_advanced_with_our_scheduler(host: Any, two_rf: Any, guid
     output, _ = host.run(
         "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=picture()
     )
-    ours = instaflow(
-        host, model, positive, picture(), negative=negative, seed=5, steps=7, guidance=guidance
-    )
+    ours = instaflow(host, model, positive, picture(), negative=negative, seed=5, steps=7, guidance=guidance)
     assert torch.equal(ours, output["samples"])
 
 
@@ -123,9 +119,7 @@ def test_connected_noise_replaces_the_seed(host: Any, one_step: Any) -> None:
 @pytest.mark.parametrize("scheduler", ["simple", "normal", "karras", "beta", "sgm_uniform", "ddim_uniform"])
 def test_stock_samplers_and_schedulers_run(host: Any, two_rf: Any, sampler: str, scheduler: str) -> None:
     positive = encode(host, two_rf[1])
-    samples = ksampler(
-        host, two_rf[0], positive, picture(), steps=3, sampler_name=sampler, scheduler=scheduler
-    )
+    samples = ksampler(host, two_rf[0], positive, picture(), steps=3, sampler_name=sampler, scheduler=scheduler)
     assert samples.isfinite().all()
     assert samples.std() < 100
 
@@ -230,7 +224,9 @@ def test_previews_and_progress(host: Any, two_rf: Any) -> None:
     seen: list[tuple[int, int, Any]] = []
     before = args.preview_method, comfy.utils.PROGRESS_BAR_HOOK
     args.preview_method = LatentPreviewMethod.Latent2RGB
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total, preview)))
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview, node_id=None: seen.append((value, total, preview))
+    )
     try:
         instaflow(host, two_rf[0], encode(host, two_rf[1]), picture(), steps=3)
     finally:
