@@ -124,9 +124,9 @@ def instaflow_sampling(model: Any) -> InstaFlowSampling:
     """
     sampling = model.get_model_object("model_sampling")
     if not isinstance(sampling, InstaFlowSampling):
+        kinds = " + ".join(kind.__name__ for kind in type(sampling).__bases__)
         raise ValueError(
-            "This MODEL is not an InstaFlow: the host samples it as "
-            f"{'/'.join(c.__name__ for c in type(sampling).__mro__[:3])}. Load an InstaFlow with InstaFlow Load "
+            f"This MODEL is not an InstaFlow: the host samples it as {kinds}. Load an InstaFlow with InstaFlow Load "
             "Checkpoint, or send a MODEL that holds InstaFlow's weights through InstaFlow Model Sampling. "
             "An ordinary diffusion model, such as `built-in: shapes-teacher`, is sampled with KSampler."
         )

@@ -79,7 +79,7 @@ class InstaFlowSampler(io.ComfyNode):
                     default=1,
                     min=1,
                     max=10000,
-                    tooltip="Evaluations of the UNet, on the exact grid 1000 (1 - i / steps). 1 is what InstaFlow is for; "
+                    tooltip="Evaluations of the UNet, at exactly 1000 (1 - i / steps). 1 is what InstaFlow is for; "
                     "a 2-rectified flow gets better up to about 25.",
                 ),
                 io.Float.Input(
