@@ -1,0 +1,163 @@
+"""The shipped workflows: well-formed as the browser saves them, listed as templates, and run on the real server."""
+
+from __future__ import annotations
+
+import io
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import requests
+from comfy_client import PromptResult
+from devhost import PACK_NAME, ROOT
+from PIL import Image
+from small_models import small_checkpoint
+from workflow import to_prompt
+
+from instaflow_core.checkpoints import save_folder
+
+FOLDER = ROOT / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+TITLE_HEIGHT = 30  # of a node in the browser, above its position
+NOTES = ("Note", "MarkdownNote")
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def run(server: Any, name: str) -> PromptResult:
+    return server.run_prompt(to_prompt(read(name), server.object_info()))
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def box(node: dict[str, Any]) -> Box:
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE_HEIGHT, x + width, y + height
+
+
+def overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def test_all_are_here() -> None:
+    assert NAMES == [
+        "01_one_step_text_to_image",
+        "02_instaflow_0.9B_text_to_image",
+        "03_few_step_2_rectified_flow",
+    ]
+
+
+# --- the files ---
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_join_the_sockets_they_name(name: str) -> None:
+    workflow = read(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert workflow["version"] == 0.4
+    assert workflow["last_node_id"] == max(nodes)
+    assert workflow["last_link_id"] == max(link[0] for link in workflow["links"])
+    for link, source, out, target, into, kind in workflow["links"]:
+        output, socket = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
+        assert link in output["links"]
+        assert socket["link"] == link
+        assert output["type"] == socket["type"] == kind
+    named = {socket["link"] for node in nodes.values() for socket in node["inputs"]} - {None}
+    assert named == {link[0] for link in workflow["links"]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_say_where_they_come_from(name: str) -> None:
+    nodes = [node for node in read(name)["nodes"] if node["type"] not in NOTES]
+    for node in nodes:
+        assert node["properties"]["Node name for S&R"] == node["type"]
+        assert node["properties"]["cnr_id"] == ("instaflow" if node["type"].startswith("InstaFlow") else "comfy-core")
+        assert node["properties"]["ver"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_graph_is_easy_to_read(name: str) -> None:
+    """Nothing lies on anything else, every node that runs stands in a titled group, and a note explains."""
+    workflow = read(name)
+    for a, b in combinations(workflow["nodes"], 2):
+        assert not overlap(box(a), box(b)), f"{a['type']} {a['id']} lies on {b['type']} {b['id']}"
+    groups = [(left, top, left + w, top + h) for left, top, w, h in (g["bounding"] for g in workflow["groups"])]
+    assert all(group["title"] for group in workflow["groups"])
+    assert not any(overlap(a, b) for a, b in combinations(groups, 2))
+    for node in workflow["nodes"]:
+        left, top, right, bottom = box(node)
+        inside = [g for g in groups if g[0] <= left and g[1] <= top and right <= g[2] and bottom <= g[3]]
+        assert len(inside) == (node["type"] not in NOTES)
+    assert any(node["type"] in NOTES for node in workflow["nodes"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_widget_values_are_the_servers(server: Any, name: str) -> None:
+    """Every saved value is one the server's node takes, so nothing shows red when the file is opened."""
+    info = server.object_info()
+    for node in to_prompt(read(name), info).values():
+        schema = info[node["class_type"]]["input"]
+        kinds = {**schema.get("required", {}), **schema.get("optional", {})}
+        assert set(node["inputs"]) <= set(kinds)
+        for socket, value in node["inputs"].items():
+            kind, options = kinds[socket][0], (kinds[socket][1:] or [{}])[0]
+            choices = kind if isinstance(kind, list) else options.get("options")
+            if choices is not None and not name.startswith("02"):  # whose checkpoint is not shipped
+                assert value in choices
+            if kind in ("INT", "FLOAT") and not isinstance(value, list):
+                assert options["min"] <= value <= options["max"]
+
+
+def test_the_released_weights_are_named_with_their_licence() -> None:
+    text = " ".join(node["widgets_values"][0] for node in read(NAMES[1])["nodes"] if node["type"] in NOTES)
+    assert "https://huggingface.co/XCLiu/instaflow_0_9B_from_sd_1_5" in text
+    assert "CC-BY-NC-4.0" in text
+    assert "models/diffusers" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_templates_with_thumbnails(server: Any, name: str) -> None:
+    assert name in server.get_json("/api/workflow_templates")[PACK_NAME]
+    answer = requests.get(f"{server.url}/api/workflow_templates/{PACK_NAME}/{quote(name)}.jpg", timeout=30)
+    answer.raise_for_status()
+    image = Image.open(io.BytesIO(answer.content))
+    assert image.format == "JPEG"
+    assert min(image.size) >= 256
+    assert len(answer.content) < 200_000
+
+
+# --- the pictures ---
+
+
+def test_one_step(server: Any) -> None:
+    (image,) = run(server, NAMES[0]).images
+    assert pixels(image).shape == (64, 64, 3)
+    assert pixels(image).std() > 10
+
+
+def test_released_layout(server: Any) -> None:
+    """The released checkpoint cannot be shipped: a small random one stands under its name."""
+    save_folder(small_checkpoint(), Path(server.base) / "models" / "diffusers" / "instaflow_0_9B_from_sd_1_5")
+    (image,) = run(server, NAMES[1]).images
+    assert pixels(image).shape == (512, 512, 3)
+    assert pixels(image).std() > 1
+
+
+def test_few_steps_side_by_side(server: Any) -> None:
+    """1, 2 and 4 steps from the same noise: pictures of the same thing, and not the same picture."""
+    images = [pixels(image).astype(float) for image in run(server, NAMES[2]).images]
+    assert [image.shape for image in images] == [(64, 64, 3)] * 3
+    for a, b in combinations(images, 2):
+        assert np.abs(a - b).max() > 1
+    # Neighbours in steps are more alike than pictures from two different noises could be.
+    assert np.abs(images[1] - images[2]).mean() < 40
