@@ -9,10 +9,14 @@ import asyncio
 import json
 import time
 import uuid
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
+
+T = TypeVar("T")
 
 Graph = dict[str, dict[str, Any]]  # a prompt in API format: node id -> {"class_type", "inputs"}
 
@@ -64,11 +68,11 @@ class ComfyClient:
 
     def object_info(self) -> dict[str, Any]:
         """Node class -> its inputs and outputs, as the server describes them."""
-        return asyncio.run(self._get_json("/object_info"))
+        return _wait_for(self._get_json("/object_info"))
 
     def get_json(self, path: str) -> Any:
         """The JSON answer to GET `path`."""
-        return asyncio.run(self._get_json(path))
+        return _wait_for(self._get_json(path))
 
     def run_prompt(self, graph: Graph, timeout: float = 300.0) -> PromptResult:
         """Run a prompt to its end.
@@ -82,7 +86,7 @@ class ComfyClient:
             PromptFailed: a node raised.
             TimeoutError: it did not end in time.
         """
-        return asyncio.run(asyncio.wait_for(self._run_prompt(graph), timeout))
+        return _wait_for(asyncio.wait_for(self._run_prompt(graph), timeout))
 
     async def _get_json(self, path: str) -> Any:
         async with aiohttp.ClientSession(self.url) as session, session.get(path) as answer:
@@ -138,6 +142,12 @@ class ComfyClient:
         async with session.get("/view", params=image) as answer:
             answer.raise_for_status()
             return await answer.read()
+
+
+def _wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end. In a thread of its own: the caller's may have an event loop (a browser driver does)."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 async def _listen(socket: aiohttp.ClientWebSocketResponse, prompt_id: str) -> list[tuple[str, int, int]]:

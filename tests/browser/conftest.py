@@ -18,9 +18,9 @@ READY = """() => window.app?.graph && window.app.extensionManager
     && window.LiteGraph?.registered_node_types?.KSampler"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The browser; one for all tests."""
+    """The browser; gone after the module, since its driver keeps an event loop running in this thread."""
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=browser.executable(), args=list(browser.FLAGS))
         yield running

@@ -27,7 +27,8 @@ def pack_nodes(server: RunningServer) -> dict[str, str]:
 def test_every_node_is_found_by_the_search(page: Page, server: RunningServer) -> None:
     names = pack_nodes(server)
     assert names
-    page.mouse.dblclick(700, 200)
+    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.wait_for_function("document.activeElement instanceof HTMLInputElement")
     page.keyboard.type("InstaFlow", delay=30)
     for name in names.values():
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
@@ -37,7 +38,8 @@ def test_templates_shows_the_packs_workflows(page: Page) -> None:
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(PACK_NAME, exact=True).first.click()
     for path in WORKFLOWS:
-        expect(page.locator(f"img[src*='{path.stem}']").first).to_be_visible()
+        expect(page.get_by_role("heading", name=path.stem)).to_be_visible()
+        expect(page.get_by_role("img", name=path.stem)).to_have_js_property("complete", True)
 
 
 @pytest.mark.parametrize("name", ON_BUILT_IN_MODELS)
