@@ -1,6 +1,7 @@
 """Solvers for dx/dt = velocity(x, t) from noise (t = 0) to data (t = 1), or along any other grid of times."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ def time_grid(steps: int) -> Tensor:
     return torch.arange(steps + 1, dtype=torch.float64) / steps
 
 
-def euler(velocity: Velocity, x: Tensor, times: Tensor, callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+def euler(
+    velocity: Velocity, x: Tensor, times: Tensor, callback: Callable[[int, Tensor], None] | None = None
+) -> Tensor:
     """Euler's method: x_{i+1} = x_i + (t_{i+1} - t_i) velocity(x_i, t_i).
 
     Args:
@@ -48,4 +51,4 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor, callback: Callable[[int, 
 
 def _pairs(times: Tensor) -> list[tuple[float, float]]:
     values = times.tolist()
-    return list(zip(values[:-1], values[1:], strict=True))
+    return list(pairwise(values))

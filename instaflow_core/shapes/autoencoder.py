@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from ..noise import indexed_generator
-from .anatomy import NATIVE_SIZE
+from .anatomy import LATENT_SHAPE, NATIVE_SIZE
 from .captions import sample_captions
 from .render import render, sample_scene
 
-CROP = 32
 LATENT_NOISE = 0.05
 """Noise added to latents in training, so that the decoder forgives small errors of a generator."""
 
@@ -25,19 +24,19 @@ def render_pictures(count: int, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
-class CropBatches:
-    """Step -> (B, 3, 32, 32) float crops in [0, 1] at offsets that are multiples of 8, and (B, 4, 4, 4) noise."""
+class PictureBatches:
+    """Step -> (B, 3, 64, 64) float pictures in [0, 1], and (B, 4, 8, 8) noise.
+
+    Whole pictures: an autoencoder that has seen only crops leans on their edges, and fails away from an edge.
+    """
 
     def __init__(self, pictures: Tensor, batch_size: int, seed: int):
         self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         generator = indexed_generator(self.seed, step)
-        index = torch.randint(len(self.pictures), (self.batch_size,), generator=generator).tolist()
-        places = (torch.randint((NATIVE_SIZE - CROP) // 8 + 1, (self.batch_size, 2), generator=generator) * 8).tolist()
-        crops = [self.pictures[i, :, y : y + CROP, x : x + CROP] for i, (y, x) in zip(index, places, strict=True)]
-        noise = torch.randn(self.batch_size, 4, CROP // 8, CROP // 8, generator=generator)
-        return torch.stack(crops).float() / 255, noise
+        index = torch.randint(len(self.pictures), (self.batch_size,), generator=generator)
+        return self.pictures[index].float() / 255, torch.randn(self.batch_size, *LATENT_SHAPE, generator=generator)
 
 
 def autoencoder_loss(vae: Any, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,0 +1,198 @@
+"""How the built-in models are made from nothing: autoencoder, text encoder, teacher, then the paper's three steps.
+
+Each stage writes its result to the work folder and is skipped where that is there already; a stage that is killed goes
+on from its last checkpoint. Reflow and distillation go through the same code as users' training.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..losses import DISTILLATION_LOSSES
+from ..noise import indexed_generator
+from ..solvers import euler, time_grid
+from ..stages import DistillBatches, ReflowBatches, TextStates, distill_step, reflow_step
+from ..teacher import noise_schedule, sample_teacher, teacher_loss
+from ..text import encode_prompts
+from ..training import Every, TrainConfig, fit
+from ..triplets import SetInfo, Triplets, read_triplets, write_triplets
+from ..velocity import GuidedVelocity
+from .anatomy import LATENT_SHAPE, new_text_encoder, new_unet, new_vae
+from .autoencoder import PictureBatches, autoencoder_loss, render_pictures
+from .captions import sample_captions
+from .text_encoder import CaptionBatches, CaptionReader, reading_loss
+
+
+def _small(iterations: int, learning_rate: float, **more: Any) -> TrainConfig:
+    """A configuration for models of this size: large steps that fall along a cosine."""
+    settings = {"warmup": 200, "schedule": "cosine", "weight_decay": 0.0, "ema": 0.999}
+    return TrainConfig(iterations=iterations, learning_rate=learning_rate, **{**settings, **more})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number that the built-in models depend on."""
+
+    seed: int = 0
+    pictures: int = 16000
+    autoencoder: TrainConfig = field(default_factory=lambda: _small(3000, 1e-3, ema=0.995, precision="bf16"))
+    autoencoder_batch: int = 6
+    text: TrainConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
+    text_batch: int = 64
+    latents: int = 32000
+    teacher: TrainConfig = field(default_factory=lambda: _small(9000, 1e-3))
+    batch: int = 64
+    caption_dropout: float = 0.1
+    teacher_steps: int = 25
+    teacher_guidance: float = 3.0
+    reflow_triplets: int = 12800
+    reflow: TrainConfig = field(default_factory=lambda: _small(4000, 6e-4))
+    flow_steps: int = 8
+    flow_guidance: float = 1.5
+    distill_triplets: int = 25600
+    distill: TrainConfig = field(default_factory=lambda: _small(5000, 6e-4))
+    distill_loss: str = "huber"
+
+
+class Kitchen:
+    """A recipe and the folder it is cooked in; each method returns a stage's result, made now or earlier."""
+
+    def __init__(self, folder: Path, recipe: Recipe):
+        self.folder, self.recipe = folder, recipe
+
+    def autoencoder(self) -> Any:
+        """Pictures of training captions through the autoencoder."""
+        r = self.recipe
+
+        def train(vae: nn.Module) -> None:
+            batches = PictureBatches(render_pictures(r.pictures, r.seed + 1), r.autoencoder_batch, r.seed)
+            self._fit("autoencoder", vae, batches, autoencoder_loss, r.autoencoder)
+
+        return self._made("autoencoder", new_vae(r.seed), train)
+
+    def text_encoder(self) -> Any:
+        """The text encoder, taught to tell what a caption says; frozen from then on, as CLIP is in Stable Diffusion."""
+        r = self.recipe
+
+        def train(encoder: nn.Module) -> None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(r.seed)
+                reader = CaptionReader(encoder)
+            self._fit("text-encoder", reader, CaptionBatches(r.text_batch, r.seed), reading_loss, r.text)
+
+        return self._made("text-encoder", new_text_encoder(r.seed), train)
+
+    def latents(self) -> tuple[list[str], Tensor]:
+        """Captions of the training part and the latents of a picture of each, (N, 4, 8, 8)."""
+        r, path = self.recipe, self.folder / "latents.safetensors"
+        seed = r.seed + 2
+        if not path.exists():
+            vae, pictures = self.autoencoder(), render_pictures(r.latents, seed)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                parts = [vae.encoder(p.float() / 127.5 - 1).half() for p in pictures.split(64)]
+            _save({"latents": torch.cat(parts)}, path)
+        return [str(c) for c in sample_captions(r.latents, seed)], load_file(path)["latents"].float()
+
+    def teacher(self) -> Any:
+        """The diffusion teacher: predicts the noise, on Stable Diffusion's schedule, and without the caption now and
+        then so that it can be guided."""
+        r = self.recipe
+
+        def train(unet: nn.Module) -> None:
+            texts, latents = self.latents()
+            encoder = self.text_encoder()
+            states, empty, schedule = TextStates(encoder, texts), encode_prompts(encoder, [""]), noise_schedule()
+
+            def batch(step: int) -> tuple[Tensor, ...]:
+                generator = indexed_generator(r.seed + 3, step)
+                index = torch.randint(len(latents), (r.batch,), generator=generator)
+                timesteps = torch.randint(schedule.config.num_train_timesteps, (r.batch,), generator=generator)
+                noise = torch.randn(r.batch, *LATENT_SHAPE, generator=generator)
+                dropped = torch.rand(r.batch, 1, 1, generator=generator) < r.caption_dropout
+                return latents[index], noise, timesteps, torch.where(dropped, empty, states[index])
+
+            self._fit("teacher", unet, batch, lambda model, b: teacher_loss(model, schedule, *b), r.teacher)
+
+        return self._made("teacher", new_unet(r.seed), train)
+
+    def teacher_triplets(self) -> Triplets:
+        """Step 1 of the paper: what the teacher makes of training captions and noise."""
+        r, encoder, unet = self.recipe, self.text_encoder(), self.teacher()
+        empty = encode_prompts(encoder, [""])
+
+        def generate(prompts: list[str], noise: Tensor) -> Tensor:
+            states = encode_prompts(encoder, prompts)
+            return sample_teacher(unet, states, empty, noise, r.teacher_steps, r.teacher_guidance)
+
+        source = f"teacher, {r.teacher_steps} steps of DPM-Solver++, guidance {r.teacher_guidance}"
+        return self._triplets("teacher-triplets", r.reflow_triplets, r.seed + 4, source, generate)
+
+    def two_rectified_flow(self) -> Any:
+        """Step 2: text-conditioned reflow, starting from the teacher's weights."""
+        r = self.recipe
+
+        def train(unet: nn.Module) -> None:
+            triplets = self.teacher_triplets()
+            states = TextStates(self.text_encoder(), triplets.texts)
+            batches = ReflowBatches(triplets, states, r.batch, r.seed + 5)
+            self._fit("2rf", unet, batches, reflow_step, r.reflow)
+
+        return self._made("2rf", self.teacher(), train)
+
+    def flow_triplets(self) -> Triplets:
+        """The ends of the 2-rectified flow's trajectories, for distillation."""
+        r, encoder, unet = self.recipe, self.text_encoder(), self.two_rectified_flow()
+        empty = encode_prompts(encoder, [""])
+
+        @torch.no_grad()
+        def generate(prompts: list[str], noise: Tensor) -> Tensor:
+            velocity = GuidedVelocity(unet, encode_prompts(encoder, prompts), empty, r.flow_guidance)
+            return euler(velocity, noise, time_grid(r.flow_steps))
+
+        source = f"2-rectified flow, {r.flow_steps} Euler steps, guidance {r.flow_guidance}"
+        return self._triplets("2rf-triplets", r.distill_triplets, r.seed + 6, source, generate)
+
+    def instaflow(self) -> Any:
+        """Step 3: distillation into one step, starting from the 2-rectified flow's weights."""
+        r = self.recipe
+
+        def train(unet: nn.Module) -> None:
+            triplets = self.flow_triplets()
+            states = TextStates(self.text_encoder(), triplets.texts)
+            batches = DistillBatches(triplets, states, r.batch, r.seed + 7)
+            self._fit("instaflow", unet, batches, distill_step(DISTILLATION_LOSSES[r.distill_loss]), r.distill)
+
+        return self._made("instaflow", self.two_rectified_flow(), train)
+
+    def _made(self, name: str, module: nn.Module, train: Callable[[nn.Module], None]) -> Any:
+        """The module with this stage's weights, trained first where they are not there yet."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            train(module)
+            _save(module.state_dict(), path)
+        module.load_state_dict(load_file(path))
+        return module.eval().requires_grad_(False)
+
+    def _fit(self, name: str, module: nn.Module, batch: Any, loss: Any, config: TrainConfig) -> None:
+        module.requires_grad_(True)
+        folder = self.folder / "checkpoints" / name
+        fit(module, batch, loss, config, folder, resume=True, progress=Every(name, config.iterations))
+
+    def _triplets(self, name: str, count: int, seed: int, source: str, generate: Any) -> Triplets:
+        info = SetInfo(count, seed, LATENT_SHAPE, shard_size=1280, source=source)
+        prompts = [str(c) for c in sample_captions(count, seed)]
+        folder = self.folder / name
+        write_triplets(folder, info, prompts, generate, 128, lambda n: print(f"{name} {n}/{count}", flush=True))
+        return read_triplets(folder)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    temporary.replace(path)
