@@ -168,8 +168,10 @@ def write_folder(
         for name, text in {**_default_texts(parts), **texts}.items():
             if name.split("/")[0] in (*parts, "tokenizer", "scheduler", "feature_extractor"):
                 _write_text(text, room / name)
-        index = json.loads(texts["model_index.json"]) if "model_index.json" in texts else dict(model_index)
-        _write_text(_dump(_only_present(index, room)), room / "model_index.json")
+        kept = texts.get("model_index.json", _dump(model_index))
+        index = json.loads(kept)
+        present = _only_present(index, room)
+        _write_text(kept if present == index else _dump(present), room / "model_index.json")
         _replace(room, destination)
     finally:
         shutil.rmtree(room, ignore_errors=True)
