@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import workflow
 from comfy_client import ComfyClient, Graph, PromptFailed, PromptRefused, PromptResult
@@ -32,15 +33,19 @@ def main() -> None:
 
 def run_workflow(prompt: str | None, seed: int | None) -> PromptResult:
     """Run WORKFLOW with this caption and seed on a server that is started for it and stopped after it."""
-    saved = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     with ComfyServer(located(), HOST_FOLDER / "base") as server:
         client = ComfyClient(server.url)
-        graph: Graph = workflow.to_prompt(saved, client.object_info())
+        graph: Graph = workflow.to_prompt(load_workflow(), client.object_info())
         if prompt is not None:
             workflow.set_text(graph, prompt)
         if seed is not None:
             workflow.set_seed(graph, seed)
         return client.run_prompt(graph)
+
+
+def load_workflow() -> dict[str, Any]:
+    """WORKFLOW, parsed."""
+    return dict(json.loads(WORKFLOW.read_text(encoding="utf-8")))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
