@@ -17,7 +17,7 @@ from devhost import HOST_FOLDER, ROOT, located
 from PIL import Image, ImageDraw, ImageFont
 from workflow import to_prompt
 
-HEIGHT = 320
+SIZE = 512  # the browser shows them as squares
 GAP = 8
 BACKGROUND, TEXT = (28, 28, 32), (235, 235, 235)
 
@@ -37,26 +37,21 @@ def main() -> None:
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """The pictures in a row, small ones enlarged without smoothing."""
-    sized = [
-        p.convert("RGB").resize((p.width * HEIGHT // p.height, HEIGHT), Image.Resampling.NEAREST) for p in pictures
-    ]
-    row = Image.new("RGB", (sum(p.width for p in sized) + GAP * (len(sized) - 1), HEIGHT), BACKGROUND)
-    left = 0
-    for picture in sized:
-        row.paste(picture, (left, 0))
-        left += picture.width + GAP
-    return row
+    """Square pictures in a row, enlarged without smoothing, in the middle of a square."""
+    side = (SIZE - GAP * (len(pictures) - 1)) // len(pictures)
+    square = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
+    for i, picture in enumerate(pictures):
+        sized = picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+        square.paste(sized, (i * (side + GAP), (SIZE - side) // 2))
+    return square
 
 
 def card(name: str) -> Image.Image:
     """The workflow's name on a plain card."""
-    image = Image.new("RGB", (HEIGHT, HEIGHT), BACKGROUND)
+    image = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
     _, *words = name.split("_")
-    text = "\n".join(words)
-    ImageDraw.Draw(image).multiline_text(
-        (HEIGHT / 2, HEIGHT / 2), text, TEXT, ImageFont.load_default(36), anchor="mm", align="center"
-    )
+    text, font = "\n".join(words), ImageFont.load_default(60)
+    ImageDraw.Draw(image).multiline_text((SIZE / 2, SIZE / 2), text, TEXT, font, anchor="mm", align="center")
     return image
 
 
