@@ -4,8 +4,6 @@ A stage is a module, a function from a step to its batch, and a function from a 
 (seed, step) alone, so a run that stops and goes on sees what an undisturbed run would have seen.
 """
 
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .atomic import replacing
 
 STATE_FILE = "state.pt"
 
@@ -125,9 +125,8 @@ def fit(
 
 def _store(path: Path, module: nn.Module, state: dict[str, Any], config: TrainConfig, step: int) -> None:
     content = {name: part.state_dict() for name, part in state.items()}
-    temporary = path.with_suffix(".tmp")
-    torch.save(content | {"module": module.state_dict(), "config": asdict(config), "step": step}, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(content | {"module": module.state_dict(), "config": asdict(config), "step": step}, temporary)
 
 
 def _restore(path: Path, module: nn.Module, state: dict[str, Any], config: TrainConfig) -> int:
@@ -159,8 +158,3 @@ class Every:
             mean = sum(self.losses) / len(self.losses)
             print(f"{self.name} {step}/{self.steps}  loss {mean:.5f}  {seconds:.3f} s/step", flush=True)
             self.start, self.losses = time.monotonic(), []
-
-
-def discard(folder: Path) -> None:
-    """Remove a stage's checkpoint once its result is safe elsewhere."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,6 @@ renamed, so a run that is killed loses at most one shard's work and starts again
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .atomic import replacing
 from .noise import indexed_noise
 
 SET_FILE = "set.json"
@@ -117,9 +117,8 @@ def read_triplets(folder: Path) -> Triplets:
 def _claim(folder: Path, info: SetInfo) -> None:
     there = _read_info(folder)
     if there is None:
-        temporary = folder / (SET_FILE + ".tmp")
-        temporary.write_text(json.dumps(asdict(info), indent=1), encoding="utf-8")
-        os.replace(temporary, folder / SET_FILE)
+        with replacing(folder / SET_FILE) as temporary:
+            temporary.write_text(json.dumps(asdict(info), indent=1), encoding="utf-8")
     elif there != info:
         raise ValueError(f"{folder} holds {there}, and this run would make {info}. Choose another folder.")
 
@@ -145,6 +144,5 @@ def _write_shard(path: Path, indices: list[int], texts: list[str], latents: Tens
     table = pa.table(
         {"index": indices, "text": texts, "latent": pa.FixedSizeListArray.from_arrays(values, flat.shape[1])}
     )
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)

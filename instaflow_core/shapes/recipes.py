@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from ..losses import DISTILLATION_LOSSES
 from ..noise import indexed_generator
 from ..solvers import euler, time_grid
@@ -44,18 +45,18 @@ class Recipe:
     autoencoder_batch: int = 6
     text: TrainConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
     text_batch: int = 64
-    latents: int = 32000
-    teacher: TrainConfig = field(default_factory=lambda: _small(9000, 1e-3))
+    latents: int = 16000
+    teacher: TrainConfig = field(default_factory=lambda: _small(5500, 1e-3))
     batch: int = 64
     caption_dropout: float = 0.1
     teacher_steps: int = 25
     teacher_guidance: float = 3.0
-    reflow_triplets: int = 12800
-    reflow: TrainConfig = field(default_factory=lambda: _small(4000, 6e-4))
-    flow_steps: int = 8
+    reflow_triplets: int = 6400
+    reflow: TrainConfig = field(default_factory=lambda: _small(2400, 8e-4))
+    flow_steps: int = 6
     flow_guidance: float = 1.5
-    distill_triplets: int = 25600
-    distill: TrainConfig = field(default_factory=lambda: _small(5000, 6e-4))
+    distill_triplets: int = 9600
+    distill: TrainConfig = field(default_factory=lambda: _small(2600, 8e-4))
     distill_loss: str = "huber"
 
 
@@ -192,7 +193,5 @@ class Kitchen:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
