@@ -1,0 +1,127 @@
+"""A folder of Stable Diffusion 1.5's full size, made one file by `convert`, in the host's own checkpoint loader."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comfy_client import Graph
+from PIL import Image
+from torch import Tensor
+
+from instaflow_core.checkpoints import Checkpoint, convert, save_folder
+from instaflow_core.formats import table
+from instaflow_core.weightfiles import read_weights
+
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+}
+TEXT = {
+    "model_type": "clip_text_model",
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "eos_token_id": 2,
+}
+FOLDER = "instaflow_0_9B_random"
+FILE = "instaflow_0_9B_random.safetensors"
+
+
+def random_weights(part: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Half-precision weights that keep activations at a deviation of about 1."""
+    # A billion draws would take a minute; these repeat, at a length that no layer's width divides.
+    draws = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    tensors = {}
+    for row in (row for row in table(part, config) if not row.optional):
+        if len(row.shape) == 1:
+            fill = 1.0 if row.diffusers.endswith(".weight") else 0.0  # norms; biases
+            tensors[row.diffusers] = torch.full(row.shape, fill, dtype=torch.float16)
+        else:
+            count = math.prod(row.shape)
+            scaled = (draws / math.sqrt(count / row.shape[0])).half()
+            tensors[row.diffusers] = scaled.repeat(-(-count // len(draws)))[:count].reshape(row.shape)
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def released(server: Any) -> Iterator[Path]:
+    """The folder in models/diffusers, and in models/checkpoints the file it was converted to."""
+    models = server.base / "models"
+    parts = (("unet", UNET), ("text_encoder", TEXT), ("vae", VAE))
+    weights = {part: random_weights(part, config) for part, config in parts}
+    checkpoint = Checkpoint(weights["unet"], UNET, weights["text_encoder"], TEXT, weights["vae"], VAE)
+    save_folder(checkpoint, models / "diffusers" / FOLDER)
+    del checkpoint, weights
+    convert(models / "diffusers" / FOLDER, models / "checkpoints" / FILE)
+    yield models / "checkpoints" / FILE
+    for path in (models / "checkpoints" / FILE, *(models / "diffusers" / FOLDER).rglob("*.safetensors")):
+        path.unlink()
+
+
+def graph(loader: dict[str, Any], model: list[Any]) -> Graph:
+    """Text to image in one step by the host's own nodes; `loader` is node 1 and `model` where the MODEL comes from."""
+    sampler = {"seed": 4, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    links = {"model": model, "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0]}
+    return {
+        "1": loader,
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a lighthouse on a cliff"}},
+        "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "4": {"class_type": "KSampler", "inputs": links | sampler},
+        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "converted"}},
+        "7": {"class_type": "InstaFlowModelSampling", "inputs": {"model": ["1", 0]}},
+    }
+
+
+def picture(server: Any, prompt: Graph) -> np.ndarray:
+    if prompt["4"]["inputs"]["model"] != ["7", 0]:
+        del prompt["7"]
+    (image,) = server.run_prompt(prompt, timeout=600).images
+    return np.asarray(Image.open(io.BytesIO(image))).astype(int)
+
+
+def test_the_stock_loader_opens_a_converted_folder(server: Any, released: Path) -> None:
+    """Its MODEL, told that it is an InstaFlow, CLIP and VAE make the picture that our loader's make from the folder."""
+    stock = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": FILE}}
+    ours = {"class_type": "InstaFlowLoadCheckpoint", "inputs": {"checkpoint": FOLDER, "weight_dtype": "default"}}
+    from_file, from_folder = picture(server, graph(stock, ["7", 0])), picture(server, graph(ours, ["1", 0]))
+    assert from_file.shape == (64, 64, 3) and from_file.std() > 5, "random weights still make a picture with contrast"
+    assert np.abs(from_file - from_folder).max() <= 1
+
+
+def test_the_file_says_what_it_is(released: Path) -> None:
+    tensors, metadata = read_weights(released)
+    assert len(tensors) == 686 + 196 + 248
+    assert metadata["instaflow.prediction"] == "velocity" and metadata["modelspec.resolution"] == "512x512"
+    assert json.loads(metadata["instaflow.unet_config"]) == UNET
