@@ -1,6 +1,7 @@
 """Everything that touches ComfyUI's internals: our checkpoints as the host's own MODEL, CLIP and VAE, and its sampling.
 
-Hosts from 0.3.75 on are supported. What a newer one adds is looked up when it is needed, never at import.
+Hosts from 0.3.75 on are supported. What a newer one adds is looked up when it is needed, never at import. The core's
+reading of checkpoints is imported when a checkpoint is read: the host imports this file each time it starts.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_base
 import comfy.model_management
@@ -30,10 +31,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..instaflow_core import flow
-from ..instaflow_core.checkpoints import BUILT_IN, Checkpoint, load
-from ..instaflow_core.formats import FormatError, table, to_ldm
-from ..instaflow_core.keytables import per_level
 from ..instaflow_core.solvers import time_grid
+from .host_configs import check_config, unet_config, vae_config
+
+if TYPE_CHECKING:
+    from ..instaflow_core.checkpoints import Checkpoint
+    from ..instaflow_core.formats import FormatError
 
 WEIGHT_DTYPES = {
     "default": None,
@@ -203,10 +206,12 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     Raises:
         FormatError: the weights do not fill the UNet their configuration describes.
     """
+    from ..instaflow_core.formats import table, to_ldm
+
     weights = to_ldm(checkpoint.unet, table("unet", checkpoint.unet_config), "")
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    config = _SmallSD15(_unet_config(checkpoint.unet_config))
+    config = _SmallSD15(unet_config(checkpoint.unet_config))
     dtype = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights),
         supported_dtypes=config.supported_inference_dtypes,
@@ -237,6 +242,7 @@ def build_clip(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool 
     """
     if checkpoint.text_encoder is None or checkpoint.text_config is None:
         raise _without("text encoder")
+    check_config("text encoder", checkpoint.text_config)
     width = checkpoint.text_config["hidden_size"]
     encoder = partial(
         comfy.sd1_clip.SDClipModel,
@@ -271,6 +277,8 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     Raises:
         FormatError: the checkpoint has no VAE, or not the one its configuration describes.
     """
+    from ..instaflow_core.formats import table, to_ldm
+
     if checkpoint.vae is None or checkpoint.vae_config is None:
         raise _without("VAE")
     weights = to_ldm(checkpoint.vae, table("vae", checkpoint.vae_config), "")
@@ -278,23 +286,29 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
         # Its latents are as the UNet takes them; the host hands a VAE latents divided by SD's scale.
         weights |= {"vae_scale": torch.tensor(flow.LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
     dtype = torch.float32 if weight_dtype == "fp32" else None
-    vae = comfy.sd.VAE(sd=dict(weights), config=_vae_config(checkpoint.vae_config), dtype=dtype)
+    vae = comfy.sd.VAE(sd=dict(weights), config=vae_config(checkpoint.vae_config), dtype=dtype)
     _check_keys("VAE", weights, vae.first_stage_model)
     return vae
 
 
 def load_model(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
     """Read a checkpoint and build its MODEL. The host calls it again where it needs a fresh copy of the weights."""
+    from ..instaflow_core.checkpoints import load
+
     return _reloadable(build_model(load(source), weight_dtype, disable_dynamic), load_model, source, weight_dtype)
 
 
 def load_clip_patcher(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
     """The patcher of a checkpoint's CLIP, for a host that needs a fresh copy of its weights."""
+    from ..instaflow_core.checkpoints import load
+
     return build_clip(load(source), weight_dtype, disable_dynamic).patcher
 
 
 def load_vae_patcher(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
     """The patcher of a checkpoint's VAE, for a host that needs a fresh copy of its weights."""
+    from ..instaflow_core.checkpoints import load
+
     return build_vae(load(source), weight_dtype).patcher
 
 
@@ -307,6 +321,8 @@ def load_all(source: str, weight_dtype: str) -> tuple[Any, Any, Any]:
     Raises:
         FormatError: the checkpoint cannot be used, or lacks its text encoder or VAE.
     """
+    from ..instaflow_core.checkpoints import load
+
     checkpoint = load(source)
     clip, vae = build_clip(checkpoint, weight_dtype), build_vae(checkpoint, weight_dtype)
     _reloadable(clip.patcher, load_clip_patcher, source, weight_dtype)
@@ -326,83 +342,15 @@ class _SmallSD15(comfy.supported_models.SD15):
         return self.model_kind
 
 
-class _Multiple(float):
-    """A level's width over the first level's. The host multiplies it by a width and needs a whole number back."""
-
-    def __mul__(self, width: float) -> int:
-        return round(float(self) * width)
-
-    __rmul__ = __mul__
-
-
-def _multiples(widths: Sequence[int]) -> list[_Multiple]:
-    return [_Multiple(width / widths[0]) for width in widths]
-
-
-def _unet_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The host's UNet configuration for diffusers' one, as model_detection writes it for Stable Diffusion 1.5."""
-    widths = list(config["block_out_channels"])
-    layers = per_level(config["layers_per_block"], len(widths))
-    depths = per_level(config.get("transformer_layers_per_block", 1), len(widths))
-    attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
-    depth = [d if attends[i] else 0 for i, d in enumerate(depths)]
-    return {
-        "use_checkpoint": False,
-        "image_size": 32,
-        "in_channels": config["in_channels"],
-        "out_channels": config["out_channels"],
-        "use_spatial_transformer": True,
-        "legacy": False,
-        "adm_in_channels": None,
-        "model_channels": widths[0],
-        "num_res_blocks": layers,
-        "transformer_depth": [d for d, n in zip(depth, layers, strict=True) for _ in range(n)],
-        "transformer_depth_output": [d for d, n in zip(depth, layers, strict=True) for _ in range(n + 1)],
-        "transformer_depth_middle": depths[-1],
-        "channel_mult": _multiples(widths),
-        "use_linear_in_transformer": bool(config.get("use_linear_projection")),
-        "context_dim": config["cross_attention_dim"],
-        "use_temporal_attention": False,
-        "use_temporal_resblock": False,
-        **_heads(config, widths),
-    }
-
-
-def _heads(config: dict[str, Any], widths: list[int]) -> dict[str, int]:
-    """Attention heads: diffusers' `attention_head_dim` is, for old models' sake, the number of heads."""
-    heads = per_level(config.get("num_attention_heads") or config["attention_head_dim"], len(widths))
-    if len(set(heads)) == 1:
-        return {"num_heads": heads[0], "num_head_channels": -1}
-    return {"num_heads": -1, "num_head_channels": widths[0] // heads[0]}
-
-
-def _vae_config(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The host's configuration of an AutoencoderKL; None for AutoencoderTiny, which it knows by its weights."""
-    if config["_class_name"] == "AutoencoderTiny":
-        return None
-    widths, latent = config["block_out_channels"], config["latent_channels"]
-    ddconfig = {
-        "double_z": True,
-        "z_channels": latent,
-        "resolution": 256,
-        "in_channels": config["in_channels"],
-        "out_ch": config["out_channels"],
-        "ch": widths[0],
-        "ch_mult": _multiples(widths),
-        "num_res_blocks": config["layers_per_block"],
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
-    return {"params": {"ddconfig": ddconfig, "embed_dim": latent}}
-
-
 def _check_keys(part: str, weights: dict[str, Tensor], module: torch.nn.Module) -> None:
     """Raise FormatError unless the weights and the host's module have the same tensors: the host would only log it."""
+    from ..instaflow_core.formats import FormatError
+
     ours, hosts = set(weights), set(module.state_dict())
     if ours != hosts:
         example = min(ours ^ hosts)
         raise FormatError(
-            f"the {part} has {len(ours - hosts)} tensors the host has no place for and lacks {len(hosts - ours)}, "
+            f"The {part} has {len(ours - hosts)} tensors the host has no place for and lacks {len(hosts - ours)}, "
             f"such as {example}",
             f"a {part} of Stable Diffusion 1.5's anatomy",
             "Check that the checkpoint's configuration belongs to its weights.",
@@ -410,8 +358,10 @@ def _check_keys(part: str, weights: dict[str, Tensor], module: torch.nn.Module) 
 
 
 def _without(part: str) -> FormatError:
+    from ..instaflow_core.formats import FormatError
+
     return FormatError(
-        f"the checkpoint has no {part}",
+        f"The checkpoint has no {part}",
         "a UNet, a text encoder and a VAE",
         "Load the UNet alone with InstaFlow Load UNet, and CLIP and VAE of Stable Diffusion 1.5 with other loaders.",
     )
@@ -441,6 +391,8 @@ def _call(function: Callable[..., Any], *args: Any, **newer: Any) -> Any:
 
 def checkpoint_sources() -> dict[str, str]:
     """Choices of InstaFlowLoadCheckpoint and what each stands for: built-in names, files, diffusers folders."""
+    from ..instaflow_core.checkpoints import BUILT_IN
+
     sources = {name: name for name in BUILT_IN}
     for name in folder_paths.get_filename_list("checkpoints"):
         sources.setdefault(name, folder_paths.get_full_path_or_raise("checkpoints", name))

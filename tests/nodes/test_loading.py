@@ -218,9 +218,37 @@ def test_a_vae_the_host_has_no_module_for(host: Any) -> None:
     path = host.base / "models" / "checkpoints" / "no-quant.safetensors"
     save(dataclasses.replace(checkpoint, vae=weights, vae_config=config), path)
     with pytest.raises(
-        ValueError, match=r"the VAE has 0 tensors the host has no place for and lacks 2, such as quant_conv"
+        ValueError, match=r"The VAE has 0 tensors the host has no place for and lacks 2, such as quant_conv"
     ):
         load_all(host, "no-quant.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            "unet_config",
+            {"norm_eps": 1e-6},
+            r"The UNet has norm_eps = 1e-06. Expected 1e-05, which is what ComfyUI has",
+        ),
+        ("unet_config", {"attention_head_dim": [2, 4]}, r"has \[2, 4\] attention heads on levels \[64, 96\] wide"),
+        (
+            "text_config",
+            {"hidden_act": "relu"},
+            r"The text encoder has hidden_act = 'relu'. Expected 'quick_gelu' or 'gelu'",
+        ),
+        ("vae_config", {"scaling_factor": 0.5}, r"The AutoencoderTiny has scaling_factor = 0.5"),
+    ],
+)
+def test_what_the_host_has_no_modules_for(
+    host: Any, pack: Any, part: str, change: dict[str, Any], message: str
+) -> None:
+    """The weights would fit, and the pictures be wrong."""
+    checkpoint = small_checkpoint()
+    changed = dataclasses.replace(checkpoint, **{part: {**getattr(checkpoint, part), **change}})
+    build = {"unet_config": "build_model", "text_config": "build_clip", "vae_config": "build_vae"}[part]
+    with pytest.raises(ValueError, match=message):
+        getattr(pack.nodes.host, build)(changed, "default")
 
 
 def test_choices(host: Any, pack: Any) -> None:

@@ -208,3 +208,33 @@ def test_latents_and_images(
         record_property("image_error", error)
         print(f"image error {error:.2e} (deviation {reference.images[case].std():.2f})")
         assert error <= IMAGE_TOLERANCE
+
+
+def test_the_stock_loader_with_model_sampling(host: Any, reference: Reference, loaded: tuple[Any, Any, Any]) -> None:
+    """The same UNet through ComfyUI's own loader, made an InstaFlow by InstaFlowModelSampling."""
+    file = host.base / "models" / "diffusers" / "rf_sd15_size" / "unet" / "diffusion_pytorch_model.safetensors"
+    link = host.base / "models" / "diffusion_models" / "sd15_size.safetensors"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.hardlink_to(file)
+    case = CASES[0]
+    try:
+        (stock,) = host.run("UNETLoader", unet_name=link.name, weight_dtype="default")
+    finally:
+        link.unlink()
+    (flow,) = host.run("InstaFlowModelSampling", model=stock)
+    (positive,) = host.run("CLIPTextEncode", clip=loaded[1], text=_escape(PROMPT))
+    (empty,) = host.run("EmptyLatentImage", width=case.width, height=case.height, batch_size=1)
+    (sampled,) = host.run(
+        "KSampler",
+        model=flow,
+        seed=case.seed,
+        steps=1,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="simple",
+        positive=positive,
+        negative=positive,
+        latent_image=empty,
+        denoise=1.0,
+    )
+    assert (sampled["samples"] * VAE_SCALE - reference.latents[case]).abs().max() <= LATENT_TOLERANCE

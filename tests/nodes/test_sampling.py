@@ -246,6 +246,17 @@ def test_interrupt_stops_and_leaves_the_host_usable(host: Any, two_rf: Any) -> N
     assert instaflow(host, two_rf[0], positive, picture(), steps=3).isfinite().all()
 
 
+def test_models_can_be_unloaded_in_between(host: Any, one_step: Any) -> None:
+    import comfy.model_management as management
+
+    model, clip, vae = one_step
+    before = instaflow(host, model, encode(host, clip), picture())
+    management.unload_all_models()
+    assert not management.loaded_models()
+    assert torch.equal(instaflow(host, model, encode(host, clip), picture()), before)
+    assert host.run("VAEDecode", samples={"samples": before}, vae=vae)[0].isfinite().all()
+
+
 def test_stock_sampling_patch_on_a_clone_does_not_leak(host: Any, one_step: Any) -> None:
     model, positive = one_step[0], encode(host, one_step[1])
     before = ksampler(host, model, positive, picture(), steps=2)
