@@ -15,8 +15,12 @@ import import_cost
 import prompt_time
 import torch
 from comfy_server import has_gpu
-from demo import write_atomically
 from devhost import ROOT, located
+
+# Last on the path: our nodes/ would shadow a host's module of that name.
+sys.path.append(str(ROOT))
+
+from instaflow_core.atomic import replacing
 
 RESULTS = ROOT / "build" / "bench.json"
 
@@ -48,7 +52,8 @@ def main() -> None:
     print(" · ".join(f"{name} {value}" for name, value in results["machine"].items()))
     for name, value in rows:
         print(f"{name:45} {value:>10}")
-    write_atomically(RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+    with replacing(RESULTS) as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
     print(RESULTS.relative_to(ROOT))
 
 

@@ -14,6 +14,11 @@ from comfy_client import ComfyClient, Graph, PromptFailed, PromptRefused, Prompt
 from comfy_server import ComfyServer, ServerError
 from devhost import HOST_FOLDER, ROOT, SetupError, located
 
+# Last on the path: our nodes/ would shadow a host's module of that name.
+sys.path.append(str(ROOT))
+
+from instaflow_core.atomic import replacing
+
 WORKFLOW = ROOT / "workflows" / "01_one_step_text_to_image.json"
 
 
@@ -27,7 +32,8 @@ def main() -> None:
     # `kill` and a stopped job end the server too, not only Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     result = run_workflow(arguments.prompt, arguments.seed)
-    write_atomically(arguments.out, result.images[0])
+    with replacing(arguments.out) as temporary:
+        temporary.write_bytes(result.images[0])
     print(f"{arguments.out}  ({result.seconds:.2f} s for the prompt)")
 
 
@@ -46,14 +52,6 @@ def run_workflow(prompt: str | None, seed: int | None) -> PromptResult:
 def load_workflow() -> dict[str, Any]:
     """WORKFLOW, parsed."""
     return dict(json.loads(WORKFLOW.read_text(encoding="utf-8")))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` through a temporary file beside it, so that no half-written file is ever there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """make table: how often the built-in models draw what the caption says; prints a table, writes build/table.json.
 
-The judge looks at each picture: background, colour, shape, and place and size where the caption names them. Caption i
-starts from the noise of seed i, without the host.
+The judge looks at each picture: background, colour, shape, and place and size where the caption names them. The host
+takes no part.
 """
 
 from __future__ import annotations
@@ -12,28 +12,19 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
-import torch
-from demo import write_atomically
 from devhost import ROOT
-from PIL import Image
-from tqdm import tqdm
 
 # Last on the path: our nodes/ would shadow a host's module of that name.
 sys.path.append(str(ROOT))
 
-from instaflow_core.checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae, load
+from instaflow_core.atomic import replacing
+from instaflow_core.checkpoints import load
 from instaflow_core.generate import Request
-from instaflow_core.noise import draw_noise
-from instaflow_core.shapes.captions import Caption, sample_captions
-from instaflow_core.shapes.judge import judge
-from instaflow_core.solvers import euler, time_grid
-from instaflow_core.teacher import sample_teacher
-from instaflow_core.text import encode_prompts
-from instaflow_core.velocity import GuidedVelocity
+from instaflow_core.shapes.captions import sample_captions
+from instaflow_core.shapes.evaluate import accuracy, draw_pictures
 
 RESULTS = ROOT / "build" / "table.json"
-BATCH = 50
-CAPTION_SEED = 20_230_912
+SEED = 20_230_912  # of the captions and of the noise
 MODELS = (
     ("built-in: shapes", 1),
     ("built-in: shapes-2rf", 1),
@@ -45,7 +36,7 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: shares of pictures judged right, and seconds a picture in batches of BATCH."""
+    """One line of the table: shares of pictures judged right, and seconds a picture, judging included."""
 
     model: str
     steps: int
@@ -55,41 +46,20 @@ class Row:
     seconds: float
 
 
-@torch.no_grad()
-def draw(checkpoint: Checkpoint, captions: list[Caption], steps: int, guidance: float) -> list[Image.Image]:
-    """One picture a caption, caption i from the noise of seed i, at the model's native size."""
-    text_encoder, unet, vae = build_text_encoder(checkpoint), build_unet(checkpoint), build_vae(checkpoint)
-    side = checkpoint.native_size // checkpoint.latent_downscale
-    empty = encode_prompts(text_encoder, [""])
-    pictures = []
-    for start in tqdm(range(0, len(captions), BATCH), leave=False):
-        part = [str(caption) for caption in captions[start : start + BATCH]]
-        text, negative = encode_prompts(text_encoder, part), empty.expand(len(part), -1, -1)
-        shape = (1, unet.config.in_channels, side, side)
-        noise = torch.cat([draw_noise(seed, shape) for seed in range(start, start + len(part))])
-        if checkpoint.prediction == "epsilon":
-            latents = sample_teacher(unet, text, negative, noise, steps, guidance)
-        else:
-            latents = euler(GuidedVelocity(unet, text, negative, guidance), noise, time_grid(steps))
-        decoded = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        pictures += [Image.fromarray(picture) for picture in pixels]
-    return pictures
-
-
 def evaluate(model: str, steps: int, count: int) -> Row:
-    """Draw and judge `count` captions of each part."""
+    """Draw and judge `count` captions of each part, with the model's own guidance."""
     checkpoint = load(model)
     guidance = Request("", steps=steps).settled(checkpoint).guidance
     assert guidance is not None
-    shares = []
+
+    def share(held_out: bool) -> float:
+        captions = sample_captions(count, SEED, held_out)
+        return accuracy(draw_pictures(checkpoint, captions, SEED, steps, guidance), captions)
+
     started = time.perf_counter()
-    for held_out in (False, True):
-        captions = sample_captions(count, CAPTION_SEED, held_out)
-        pictures = draw(checkpoint, captions, steps, guidance)
-        shares.append(sum(map(judge, pictures, captions)) / count)
+    training_part, held_out = share(held_out=False), share(held_out=True)
     seconds = (time.perf_counter() - started) / (2 * count)
-    return Row(model, steps, guidance, shares[0], shares[1], seconds)
+    return Row(model, steps, guidance, training_part, held_out, seconds)
 
 
 def main() -> None:
@@ -101,11 +71,11 @@ def main() -> None:
     rows = []
     for model, steps in MODELS:
         row = evaluate(model, steps, count)
-        rows.append(row)
+        rows.append(asdict(row))
         shares = f"{row.training_part:>15.3f}{row.held_out:>10.3f}"
         print(f"{row.model:26}{row.steps:>6}{row.guidance:>9.1f}{shares}{row.seconds:>13.3f}", flush=True)
-    results = {"captions_a_part": count, "rows": [asdict(row) for row in rows]}
-    write_atomically(RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+    with replacing(RESULTS) as temporary:
+        temporary.write_text(json.dumps({"captions_a_part": count, "rows": rows}, indent=2) + "\n")
     print(RESULTS.relative_to(ROOT))
 
 
