@@ -8,7 +8,6 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -86,23 +85,22 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, dict(metadata))
 
 
-def _read_header(path: Path, size: int) -> dict[str, Any]:
-    """The JSON header of a safetensors file; FormatError where the file ends before its header says."""
+def _check_header(path: Path, size: int) -> None:
+    """Raise FormatError where a safetensors file's header is damaged, or the file ends before its header says."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        text = file.read(min(length, size))
-    if 8 + length > size:
-        raise _truncated(path, size, f"at least {8 + length:,}")
+        if 8 + length > size:
+            raise _truncated(path, size, f"at least {8 + length:,}")
+        text = file.read(length)
     try:
         header = json.loads(text)
-    except ValueError as error:
+        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise FormatError(
             f"{path.name} looks like a safetensors file but its header is damaged ({error})", _EXPECTED, _DOWNLOAD_AGAIN
         ) from error
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     if 8 + length + end > size:
         raise _truncated(path, size, f"{8 + length + end:,}")
-    return header
 
 
 def _truncated(path: Path, size: int, needed: str) -> FormatError:
@@ -112,7 +110,7 @@ def _truncated(path: Path, size: int, needed: str) -> FormatError:
 
 
 def _read_safetensors(path: Path, size: int) -> tuple[Weights, Metadata]:
-    _read_header(path, size)
+    _check_header(path, size)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             # get_tensor returns a view of the memory-mapped file: nothing is read from disk yet.
@@ -133,7 +131,9 @@ def _read_pickle(path: Path) -> Weights:
             _EXPECTED,
             "Get the safetensors version of this model, or convert the file where you trust it.",
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damaged bytes make torch's reader stumble in any way: KeyError, AssertionError, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FormatError(f"{path.name} is damaged or cut short ({reason})", _EXPECTED, _DOWNLOAD_AGAIN) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +433,10 @@ def whole_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def with_header(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
 BROKEN = {
     "empty": (lambda whole: b"", r"is empty \(0 bytes\)"),
     "cut in its tensors": (lambda whole: whole[:-100], "cut short: .* bytes, as its header says"),
@@ -444,10 +449,9 @@ BROKEN = {
         "a git-lfs pointer.*`git lfs pull",
     ),
     "something else": (lambda whole: b"GIF89a, a picture", "not a file of weights .*GIF89a"),
-    "wrong type in header": (
-        lambda whole: (lambda h: len(h).to_bytes(8, "little") + h)(
-            b'{"x":{"dtype":"Q9","shape":[1],"data_offsets":[0,0]}}'
-        ),
+    "header of another kind": (lambda whole: with_header(b'{"x": 1}'), "header is damaged"),
+    "unknown type of tensor": (
+        lambda whole: with_header(b'{"x":{"dtype":"Q9","shape":[1],"data_offsets":[0,0]}}'),
         "is damaged",
     ),
 }
@@ -507,6 +511,29 @@ def test_half_a_pickle_is_said_to_be_half(tmp_path: Path, zipped: bool) -> None:
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(FormatError, match="damaged or cut short"):
         read_weights(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_damaged_bytes_never_end_in_another_error(kind: str, tmp_path: Path) -> None:
+    """Any byte of a file may be wrong: it is read, or refused with a FormatError."""
+    path, generator = tmp_path / "model.bin", random.Random(0)
+    tensors = {"a": torch.arange(5.0), "b": torch.zeros(2, 2)}
+    if kind == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(generator.randint(1, 4)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            assert read_weights(path)
+        except FormatError:
+            refused += 1
+    assert refused > 20
 
 
 def test_a_pickle_without_named_tensors_is_refused(tmp_path: Path) -> None:
