@@ -16,7 +16,7 @@ from types import TracebackType
 
 from devhost import DevHost, make_base
 
-START_LIMIT = 240.0  # seconds; a first start on a slow disk compiles every module
+START_LIMIT = 600.0  # seconds; a first start compiles every module, and the machine may be busy
 STOP_LIMIT = 15.0
 
 
