@@ -118,10 +118,10 @@ class InstaFlowSampler(io.ComfyNode):
         model: Any,
         positive: Any,
         latent_image: dict[str, Any],
-        seed: int,
-        steps: int,
-        guidance: float,
-        denoise: float,
+        seed: int = 0,
+        steps: int = 1,
+        guidance: float = 1.0,
+        denoise: float = 1.0,
         negative: Any | None = None,
         noise: Any | None = None,
     ) -> io.NodeOutput:
@@ -169,6 +169,6 @@ class InstaFlowScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, steps: int, denoise: float) -> io.NodeOutput:
+    def execute(cls, model: Any, steps: int = 1, denoise: float = 1.0) -> io.NodeOutput:
         host.instaflow_sampling(model)
         return io.NodeOutput(truncated_sigmas(steps, denoise))
