@@ -49,7 +49,7 @@ def main() -> None:
 def ship(kitchen: Kitchen, stage: str, commit: str) -> None:
     """Make the stage, write it to models/ in float16, and judge what was written."""
     name, prediction, stage_name, steps, guidance = SHIPPED[stage]
-    unet, encoder, vae = getattr(kitchen, stage)(), kitchen.text_encoder(), kitchen.autoencoder()
+    unet, encoder, vae = getattr(kitchen, stage)(), kitchen.text_encoder(), kitchen.vae()
     training = {"data": "rendered shapes, held-out combinations left out", "commit": commit, **asdict(kitchen.recipe)}
     checkpoint = Checkpoint(
         unet=unet.state_dict(),

@@ -24,7 +24,7 @@ from ..training import Every, TrainConfig, fit
 from ..triplets import SetInfo, Triplets, read_triplets, write_triplets
 from ..velocity import GuidedVelocity
 from .anatomy import LATENT_SHAPE, new_text_encoder, new_unet, new_vae
-from .autoencoder import PictureBatches, autoencoder_loss, render_pictures
+from .autoencoder import LATENT_NOISE, PictureBatches, autoencoder_loss, decoder_loss, render_pictures
 from .captions import sample_captions
 from .text_encoder import CaptionBatches, CaptionReader, reading_loss
 
@@ -41,22 +41,23 @@ class Recipe:
 
     seed: int = 0
     pictures: int = 16000
-    autoencoder: TrainConfig = field(default_factory=lambda: _small(3000, 1e-3, ema=0.995, precision="bf16"))
-    autoencoder_batch: int = 6
+    autoencoder: TrainConfig = field(default_factory=lambda: _small(8000, 1e-3, ema=0.995, precision="bf16"))
+    autoencoder_batch: int = 4
+    decoder: TrainConfig = field(default_factory=lambda: _small(3000, 6e-4, ema=0.995, precision="bf16"))
     text: TrainConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
     text_batch: int = 64
-    latents: int = 16000
-    teacher: TrainConfig = field(default_factory=lambda: _small(5500, 1e-3))
+    latents: int = 12000
+    teacher: TrainConfig = field(default_factory=lambda: _small(4000, 1e-3))
     batch: int = 64
     caption_dropout: float = 0.1
     teacher_steps: int = 25
     teacher_guidance: float = 3.0
-    reflow_triplets: int = 6400
-    reflow: TrainConfig = field(default_factory=lambda: _small(2400, 8e-4))
+    reflow_triplets: int = 5120
+    reflow: TrainConfig = field(default_factory=lambda: _small(1600, 8e-4))
     flow_steps: int = 6
     flow_guidance: float = 1.5
-    distill_triplets: int = 9600
-    distill: TrainConfig = field(default_factory=lambda: _small(2600, 8e-4))
+    distill_triplets: int = 6400
+    distill: TrainConfig = field(default_factory=lambda: _small(1600, 8e-4))
     distill_loss: str = "huber"
 
 
@@ -75,6 +76,24 @@ class Kitchen:
             self._fit("autoencoder", vae, batches, autoencoder_loss, r.autoencoder)
 
         return self._made("autoencoder", new_vae(r.seed), train)
+
+    def vae(self) -> Any:
+        """The autoencoder with its decoder trained further, while the latents, and so every other stage, stay."""
+        r, vae = self.recipe, self.autoencoder()
+
+        def train(decoder: nn.Module) -> None:
+            batches = PictureBatches(render_pictures(r.pictures, r.seed + 8), r.autoencoder_batch, r.seed + 8)
+
+            def batch(step: int) -> tuple[Tensor, Tensor]:
+                pictures, noise = batches(step)
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                    latents = vae.encoder(pictures * 2 - 1).float()
+                return pictures, latents + LATENT_NOISE * noise
+
+            self._fit("decoder", decoder, batch, decoder_loss, r.decoder)
+
+        self._made("decoder", vae.decoder, train)
+        return vae
 
     def text_encoder(self) -> Any:
         """The text encoder, taught to tell what a caption says; frozen from then on, as CLIP is in Stable Diffusion."""
