@@ -37,20 +37,24 @@ SHIPPED: dict[str, tuple[str, str, str, int, float]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SHIPPED, help="stop after this stage")
+    parser.add_argument("--note", help="kept in the models' metadata, where the recipe does not tell the whole story")
     args = parser.parse_args()
     kitchen = Kitchen(WORK, Recipe())
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     for stage in SHIPPED:
-        ship(kitchen, stage, commit.stdout.strip())
+        ship(kitchen, stage, {"commit": commit.stdout.strip()} | ({"note": args.note} if args.note else {}))
         if stage == args.only:
             break
 
 
-def ship(kitchen: Kitchen, stage: str, commit: str) -> None:
-    """Make the stage, write it to models/ in float16, and judge what was written."""
+def ship(kitchen: Kitchen, stage: str, record: dict[str, str]) -> None:
+    """Make the stage, write it to models/ in float16, and judge what was written.
+
+    record: what stands in the metadata beside the recipe.
+    """
     name, prediction, stage_name, steps, guidance = SHIPPED[stage]
     unet, encoder, vae = getattr(kitchen, stage)(), kitchen.text_encoder(), kitchen.vae()
-    training = {"data": "rendered shapes, held-out combinations left out", "commit": commit, **asdict(kitchen.recipe)}
+    training = {"data": "rendered shapes, held-out combinations left out", **record, **asdict(kitchen.recipe)}
     checkpoint = Checkpoint(
         unet=unet.state_dict(),
         unet_config=config_of(unet),
