@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -254,11 +255,14 @@ def test_no_command_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_interrupt_ends_quietly(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--checkpoint", models / "one-step.safetensors", "--prompt", "x", "--steps", 1_000_000]
     ctrl_c = threading.Timer(1.0, _thread.interrupt_main)
+    # A process started in the background ignores Ctrl-C, and so would this one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     ctrl_c.start()
     try:
         code = cli.main(["generate", *map(str, arguments), "--out", str(tmp_path / "a.png")])
     finally:
         ctrl_c.join()
+        signal.signal(signal.SIGINT, before)
     assert code == 130 and capsys.readouterr().err.endswith("interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
