@@ -103,13 +103,30 @@ def generate(
     unit = checkpoint.latent_downscale
     shape = (request.batch_size, unet.config.in_channels, request.height // unit, request.width // unit)
     noise = draw_noise(request.seed, shape, request.draw).to(device, dtype)
-    if checkpoint.prediction == "epsilon":
-        latents = sample_teacher(unet, text, negative, noise, request.steps, request.guidance, callback)
-    else:
-        velocity = GuidedVelocity(unet, text, negative, request.guidance)
-        latents = euler(velocity, noise, time_grid(request.steps), callback)
+    latents = sample_latents(
+        unet, checkpoint.prediction, text, negative, noise, request.steps, request.guidance, callback
+    )
     pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
     return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+
+def sample_latents(
+    unet: Any,
+    prediction: str,
+    text: Tensor,
+    negative: Tensor,
+    noise: Tensor,
+    steps: int,
+    guidance: float,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Latents (B, C, H, W) from noise of that shape: DPM-Solver++ for "epsilon", Euler's method for "velocity".
+
+    text, negative: (B, 77, width) states; (1, 77, width) serves a whole batch.
+    """
+    if prediction == "epsilon":
+        return sample_teacher(unet, text, negative, noise, steps, guidance, callback)
+    return euler(GuidedVelocity(unet, text, negative, guidance), noise, time_grid(steps), callback)
 
 
 def save_pictures(pictures: Tensor, path: Path, parameters: dict[str, Any]) -> list[Path]:

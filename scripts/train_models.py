@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from instaflow_core.checkpoints import MODELS, Checkpoint, load, save, save_part  # noqa: E402
+from instaflow_core.formats import with_text_prefix  # noqa: E402
 from instaflow_core.shapes.anatomy import NATIVE_SIZE  # noqa: E402
 from instaflow_core.shapes.captions import sample_captions  # noqa: E402
 from instaflow_core.shapes.evaluate import accuracy, contact_sheet, draw_pictures  # noqa: E402
@@ -58,7 +59,7 @@ def ship(kitchen: Kitchen, stage: str, record: dict[str, str]) -> None:
     checkpoint = Checkpoint(
         unet=unet.state_dict(),
         unet_config=config_of(unet),
-        text_encoder={f"text_model.{k.removeprefix('text_model.')}": v for k, v in encoder.state_dict().items()},
+        text_encoder=with_text_prefix(encoder.state_dict()),
         text_config=encoder.config.to_dict(),
         vae=vae.state_dict(),
         vae_config=config_of(vae),

@@ -7,11 +7,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae
+from ..generate import sample_latents
 from ..noise import indexed_noise
-from ..solvers import euler, time_grid
-from ..teacher import sample_teacher
 from ..text import encode_prompts
-from ..velocity import GuidedVelocity
 from .captions import Caption
 from .judge import judge
 
@@ -30,10 +28,7 @@ def draw_pictures(
         texts = [str(c) for c in captions[first : first + batch_size]]
         states = encode_prompts(encoder, texts)
         noise = torch.stack([indexed_noise(seed, first + i, shape) for i in range(len(texts))])
-        if checkpoint.prediction == "epsilon":
-            latents = sample_teacher(unet, states, empty, noise, steps, guidance)
-        else:
-            latents = euler(GuidedVelocity(unet, states, empty, guidance), noise, time_grid(steps))
+        latents = sample_latents(unet, checkpoint.prediction, states, empty, noise, steps, guidance)
         pictures += to_images(vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0])
     return pictures
 

@@ -40,16 +40,7 @@ CORE: dict[str, set[str]] = {
     "shapes.anatomy": set(),
     "shapes.autoencoder": {"noise", "shapes.anatomy", "shapes.captions", "shapes.render"},
     "shapes.captions": set(),
-    "shapes.evaluate": {
-        "checkpoints",
-        "noise",
-        "shapes.captions",
-        "shapes.judge",
-        "solvers",
-        "teacher",
-        "text",
-        "velocity",
-    },
+    "shapes.evaluate": {"checkpoints", "generate", "noise", "shapes.captions", "shapes.judge", "text"},
     "shapes.judge": {"shapes.captions", "shapes.render"},
     "shapes.recipes": {
         "atomic",
