@@ -162,6 +162,17 @@ def describe(checkpoint: Checkpoint) -> Metadata:
     return metadata
 
 
+def described_part(checkpoint: Checkpoint, part: str) -> Metadata:
+    """What one part says of itself where it goes on alone: the UNet everything, the others their config and licence."""
+    described = describe(checkpoint)
+    if part == "unet":
+        # What `convert` keeps of a folder, and the other configs, describe parts that may be exchanged.
+        others = {"instaflow.folder", "instaflow.renamed", *(CONFIG_KEYS[other] for other in PARTS if other != part)}
+        return {key: described[key] for key in described if key not in others}
+    kept = (CONFIG_KEYS[part], "instaflow.license", "instaflow.training")
+    return {key: described[key] for key in kept if key in described}
+
+
 def save(
     checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None, shared: Sequence[str] = ()
 ) -> None:
@@ -183,13 +194,21 @@ def save(
     metadata = {"format": "pt"} | describe(checkpoint)
     if shared:
         metadata["instaflow.shared"] = json.dumps(list(shared))
+    for part in elsewhere:
+        metadata.pop(CONFIG_KEYS[part], None)
+    parts = [part for part in PARTS if part not in elsewhere]
+    write_weights(single_file(checkpoint, dtype, parts), path, metadata)
+
+
+def single_file(checkpoint: Checkpoint, dtype: torch.dtype | None = None, parts: Sequence[str] = PARTS) -> Weights:
+    """The tensors of these parts, as far as there are any, under their names in a file that `save` writes.
+
+    Views of the checkpoint's, and in their types where dtype is None.
+    """
     tensors: Weights = {}
-    for part in PARTS:
-        if part in elsewhere:
-            metadata.pop(CONFIG_KEYS[part], None)
-        else:
-            tensors |= _ldm_tensors(checkpoint, part, dtype)
-    write_weights(tensors, path, metadata)
+    for part in parts:
+        tensors |= _ldm_tensors(checkpoint, part, dtype)
+    return tensors
 
 
 def save_part(checkpoint: Checkpoint, part: str, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -200,11 +219,8 @@ def save_part(checkpoint: Checkpoint, part: str, path: str | Path, dtype: torch.
     held = checkpoint.part(part)
     if held is None:
         raise ValueError(f"The checkpoint has no {part} to save. Save a part it has, or load the whole model.")
-    keys = (CONFIG_KEYS[part], "instaflow.license", "instaflow.training")
-    metadata = {key: value for key, value in describe(checkpoint).items() if key in keys}
-    write_weights(
-        _ldm_tensors(checkpoint, part, dtype), Path(path), {"format": "pt", "instaflow.format": "1"} | metadata
-    )
+    metadata = {"format": "pt", "instaflow.format": "1"} | described_part(checkpoint, part)
+    write_weights(_ldm_tensors(checkpoint, part, dtype), Path(path), metadata)
 
 
 def _ldm_tensors(checkpoint: Checkpoint, part: str, dtype: torch.dtype | None) -> Weights:

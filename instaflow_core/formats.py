@@ -67,6 +67,12 @@ _LORA_ADVICE = "Load an InstaFlow first, then apply this with the LoraLoader nod
 _OTHER_MODEL_ADVICE = "Load it with the loader made for it; only Stable Diffusion 1.5's shape can be an InstaFlow."
 
 _OTHERS = (
+    _Other(
+        r"\.diff(_b)?$",
+        "a difference of weights",
+        "Apply it to an InstaFlow with the LoraLoaderModelOnly node, or merge it with "
+        "`python -m instaflow_core merge-delta`.",
+    ),
     _Other(r"^lora_(unet|te\d?|transformer)_", "a LoRA (kohya's layout)", _LORA_ADVICE),
     _Other(r"\.lora_[AB]\.|\.lora_embedding_[AB]|^base_model\.model\.", "a LoRA (PEFT's layout)", _LORA_ADVICE),
     _Other(r"lora\.(up|down)\.|\.lora_linear_layer\.|lora_(up|down)\.", "a LoRA (diffusers' layout)", _LORA_ADVICE),

@@ -4,9 +4,10 @@
 wrong ending is told apart. Tensors of a safetensors file stay on disk (memory-mapped) until they are used.
 """
 
+import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -83,6 +84,64 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     """
     with replacing(path) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, dict(metadata))
+
+
+_TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What a safetensors header calls torch's types."""
+
+
+def stream_weights(
+    layout: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """Write one safetensors file a tensor at a time, for models larger than the memory; else as `write_weights`.
+
+    Args:
+        layout: what is coming, in this order; only shapes and types are looked at.
+        tensors: the same names, in the same order, with tensors of these shapes and types.
+
+    Raises ValueError where what comes is not what the layout says.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name, tensor in layout.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        kind = _TYPE_NAMES[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the tensors to start at a multiple of 8
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, planned), (key, tensor) in zip(layout.items(), tensors, strict=True):
+            if (key, tensor.shape, tensor.dtype) != (name, planned.shape, planned.dtype):
+                raise ValueError(
+                    f"{path.name} was to go on with {name} {tuple(planned.shape)} {planned.dtype}, and {key} "
+                    f"{tuple(tensor.shape)} {tensor.dtype} came. Give the tensors in the order of the layout."
+                )
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A short name for weights, from the names, shapes and first numbers of all tensors: a few kilobytes are read of
+    each, so a large model takes no time."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        start = tensor.flatten()[:1024].contiguous().view(torch.uint8).numpy().tobytes()
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode() + start)
+    return total.hexdigest()[:16]
 
 
 def _check_header(path: Path, size: int) -> None:
