@@ -70,6 +70,11 @@ def denoised_from_velocity(x: Tensor, v: Tensor, sigma: float | Tensor) -> Tenso
     return data_from_velocity(x, v, time_from_sigma(sigma))
 
 
+def velocity_from_denoised(x: Tensor, denoised: Tensor, sigma: float | Tensor) -> Tensor:
+    """The velocity behind what a host calls denoised, the other way round: (denoised - x) / sigma, sigma above 0."""
+    return (denoised - x) / _over(sigma, x)
+
+
 def rectified_flow_coordinates(x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
     """A diffusion state x = alpha x_1 + sigma x_0 brought to rectified-flow coordinates.
 

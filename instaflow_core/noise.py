@@ -48,11 +48,27 @@ def _mix(seed: int, index: int) -> int:
 def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
     """The point at `fraction` (0 gives a, 1 gives b) of the great circle from a to b.
 
-    Both ends keep their norm, and points between have a norm between theirs, as Gaussian noise does. Parallel ends
-    have no circle and are joined by a line.
+    Both ends are given back exactly, and points between have a norm between theirs, as Gaussian noise does. Parallel
+    ends have no circle and are joined by a line.
     """
+    if fraction in (0, 1):
+        return b if fraction else a
     cosine = (torch.dot(a.flatten(), b.flatten()) / (a.norm() * b.norm())).clamp(-1, 1)
     angle = math.acos(float(cosine))
     if math.sin(angle) < 1e-6:
         return (1 - fraction) * a + fraction * b
     return (math.sin((1 - fraction) * angle) * a + math.sin(fraction * angle) * b) / math.sin(angle)
+
+
+def great_circle(a: Tensor, b: Tensor, frames: int) -> Tensor:
+    """`frames` points of the great circle from a to b, both included, at equal angles; one frame is a alone.
+
+    Returns:
+        (frames, ...) where a and b are (...).
+
+    Raises:
+        ValueError: frames is below 1.
+    """
+    if frames < 1:
+        raise ValueError(f"The number of frames is {frames}; a circle needs at least 1. Set frames to 1 or more.")
+    return torch.stack([slerp(a, b, i / max(frames - 1, 1)) for i in range(frames)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from instaflow_core.noise import draw_noise, indexed_generator, indexed_noise, slerp
+from instaflow_core.noise import draw_noise, great_circle, indexed_generator, indexed_noise, slerp
 
 SHAPE = (2, 4, 8, 6)
 
@@ -53,8 +53,8 @@ def test_indexed_generators_differ_between_steps():
 
 def test_slerp_keeps_both_ends_and_the_norm():
     a, b = draw_noise(1, SHAPE), draw_noise(2, SHAPE)
-    torch.testing.assert_close(slerp(a, b, 0.0), a)
-    torch.testing.assert_close(slerp(a, b, 1.0), b)
+    assert torch.equal(slerp(a, b, 0.0), a)
+    assert torch.equal(slerp(a, b, 1.0), b)
     b = b * a.norm() / b.norm()
     for fraction in (0.1, 0.5, 0.8):
         assert slerp(a, b, fraction).norm().item() == pytest.approx(a.norm().item(), rel=1e-5)
@@ -68,3 +68,26 @@ def test_slerp_moves_at_a_constant_angle():
 def test_slerp_of_parallel_ends_is_a_line():
     a = draw_noise(1, SHAPE)
     torch.testing.assert_close(slerp(a, 2 * a, 0.5), 1.5 * a)
+
+
+def test_a_great_circle_has_both_ends_and_equal_angles():
+    a, b = (draw_noise(seed, SHAPE) for seed in (1, 2))
+    b = b * a.norm() / b.norm()
+    circle = great_circle(a, b, 5)
+    assert torch.equal(circle[0], a)
+    assert torch.equal(circle[-1], b)
+    flat = circle.flatten(1) / a.norm()
+    torch.testing.assert_close(flat.norm(dim=1), torch.ones(5))
+    cosines = (flat[1:] * flat[:-1]).sum(1)
+    torch.testing.assert_close(cosines, cosines[:1].expand(4))
+    assert torch.equal(great_circle(a, b, 3)[1], circle[2])
+
+
+def test_a_circle_of_one_frame_is_its_beginning():
+    a, b = (draw_noise(seed, SHAPE) for seed in (1, 2))
+    assert torch.equal(great_circle(a, b, 1), a[None])
+
+
+def test_a_circle_of_no_frames_is_an_error():
+    with pytest.raises(ValueError, match="frames is 0"):
+        great_circle(torch.ones(2), torch.ones(2), 0)
