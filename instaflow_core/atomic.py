@@ -1,5 +1,6 @@
 """Files that appear under their name only when they are whole."""
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(name)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `path` that a killed writer left. Only where nobody else writes `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink()
 
 
 def current_umask() -> int:

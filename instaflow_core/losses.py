@@ -1,5 +1,10 @@
 """What reflow and distillation minimise (sections 2.1 and 3 of the paper)."""
 
+from collections.abc import Callable
+from typing import Any
+from urllib.error import URLError
+
+import torch
 from torch import Tensor
 
 from .flow import velocity
@@ -27,3 +32,45 @@ def pseudo_huber_loss(predicted: Tensor, x_1: Tensor, scale: float = 0.03) -> Te
 
 
 DISTILLATION_LOSSES = {"l2": l2_loss, "huber": pseudo_huber_loss}
+
+
+def decoded_lpips(vae: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (Zhang et al., arXiv 1801.03924) between decoded pictures, the paper's second distillation loss.
+
+    Args:
+        vae: diffusers' autoencoder; frozen.
+
+    Raises:
+        ValueError: the lpips package, or the weights of its VGG, cannot be had.
+    """
+    return perceptual_loss(vae, _lpips())
+
+
+def perceptual_loss(vae: Any, metric: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean of metric(picture, picture) over decoded latents, pictures (B, 3, H, W) in [-1, 1]."""
+    vae.requires_grad_(False)
+    metric.requires_grad_(False)
+
+    def distance(predicted: Tensor, x_1: Tensor) -> Tensor:
+        vae.to(predicted.device)
+        metric.to(predicted.device)
+        scale = vae.config.scaling_factor
+        with torch.no_grad():
+            wanted = vae.decode(x_1 / scale, return_dict=False)[0]
+        return metric(vae.decode(predicted / scale, return_dict=False)[0], wanted).mean()
+
+    return distance
+
+
+def _lpips() -> Any:
+    try:
+        from lpips import LPIPS
+    except ImportError as error:
+        raise ValueError("The lpips loss needs its package: pip install lpips, or take l2 or huber.") from error
+    try:
+        return LPIPS(net="vgg", verbose=False)
+    except (URLError, OSError) as error:
+        raise ValueError(
+            f"The lpips loss needs the weights of VGG16, and they could not be downloaded ({error}). Put "
+            f"vgg16-397923af.pth into {torch.hub.get_dir()}/checkpoints, or take l2 or huber."
+        ) from error

@@ -1,52 +1,23 @@
-"""Pictures between Pillow and the tensors hosts pass around, and pictures side by side with a label under each."""
+"""Tensors as pictures, and many pictures as one."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
-_INK, _PAPER = (235, 235, 235), (28, 28, 32)
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """Pictures (B, 3, H, W) in [-1, 1] as images."""
+    scaled = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return [Image.fromarray(picture.cpu().numpy()) for picture in scaled]
 
 
-def image_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as a (B, H, W, 3) float32 tensor in [0, 1]."""
-    return torch.stack([torch.from_numpy(np.array(p.convert("RGB"), dtype=np.float32) / 255) for p in pictures])
-
-
-def image_pictures(images: Tensor) -> list[Image.Image]:
-    """A (B, H, W, 3) tensor in [0, 1] as pictures; values outside are clipped."""
-    pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return [Image.fromarray(picture) for picture in pixels]
-
-
-def labelled_row(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
-    """Pictures of one size side by side with a label (its lines parted by a newline) under each.
-
-    Pictures less than 384 pixels wide are enlarged by a whole number, without smoothing, so that labels have room.
-    """
+def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """The pictures in rows on grey."""
     width, height = pictures[0].size
-    scale = -(-384 // width) if width < 384 else 1
-    width, height = width * scale, height * scale
-    gap = width // 32
-    font = _fitting(labels, width)
-    line = int(1.35 * font.size)
-    band = line * max(len(label.splitlines()) for label in labels) + gap
-    row = Image.new("RGB", (len(pictures) * (width + gap) + gap, height + band + 2 * gap), _PAPER)
-    draw = ImageDraw.Draw(row)
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        left = gap + i * (width + gap)
-        row.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (left, gap))
-        for n, text in enumerate(label.splitlines()):
-            draw.text((left + width / 2, 2 * gap + height + n * line), text, _INK, font, anchor="ma")
-    return row
-
-
-def _fitting(labels: Sequence[str], width: int) -> ImageFont.FreeTypeFont:
-    """A font in which every line of the labels is at most `width` wide."""
-    size = width // 14
-    longest = max(ImageFont.load_default(size).getlength(line) for label in labels for line in label.splitlines())
-    font = ImageFont.load_default(int(size * min(1.0, width / longest)))
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-    return font
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "gray")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
+    return sheet

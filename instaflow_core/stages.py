@@ -9,20 +9,21 @@ from torch import Tensor
 from .flow import data_from_velocity, interpolate, unet_time
 from .losses import reflow_loss
 from .noise import indexed_generator
+from .records import Block, Triplets
+from .share import Share
 from .text import encode_prompts
-from .triplets import Triplets
 
 Pair = tuple[Tensor, Tensor, Tensor]
 
 
 class TextStates:
-    """Text states of many prompts, each encoded once: states[i] belongs to the i-th of `texts`."""
+    """Text states of many prompts, each encoded once: states[i] belongs to the i-th of `texts`. Kept on the CPU."""
 
     def __init__(self, text_encoder: Any, texts: list[str], batch_size: int = 256):
         unique = sorted(set(texts))
         rows = {text: row for row, text in enumerate(unique)}
         parts = [encode_prompts(text_encoder, unique[i : i + batch_size]) for i in range(0, len(unique), batch_size)]
-        self.unique = torch.cat(parts)
+        self.unique = torch.cat([part.cpu() for part in parts])
         self.row = torch.tensor([rows[text] for text in texts])
 
     def __getitem__(self, index: Tensor) -> Tensor:
@@ -30,30 +31,38 @@ class TextStates:
 
 
 class PairBatches:
-    """Step -> (x_0, x_1, text states) of records drawn from a set of triplets, with a generator for that step."""
+    """(Step, share) -> (x_0, x_1, text states): the next records of a set, each (B, ...) float32 on the CPU."""
 
-    def __init__(self, triplets: Triplets, states: TextStates, batch_size: int, seed: int):
-        self.triplets, self.states, self.batch_size, self.seed = triplets, states, batch_size, seed
+    def __init__(self, triplets: Triplets, text_encoder: Any, batch_size: int):
+        self.triplets, self.text_encoder, self.batch_size = triplets, text_encoder, batch_size
+        self._encoded: tuple[Block, TextStates] | None = None
 
-    def draw(self, step: int) -> tuple[Pair, torch.Generator]:
-        generator = indexed_generator(self.seed, step)
-        index = torch.randint(len(self.triplets), (self.batch_size,), generator=generator)
-        return (*self.triplets.pairs(index), self.states[index]), generator
+    def __call__(self, step: int, share: Share) -> Pair:
+        rows = share.rows(self.batch_size)
+        first = step * self.batch_size
+        drawn = list(self.triplets.draw(range(first + rows.start, first + rows.stop)))
+        x_0 = [self.triplets.info.noise([block.indices[i] for i in index.tolist()]) for block, index in drawn]
+        x_1 = [block.latents[index].float() for block, index in drawn]
+        states = [self._states(block)[index].float() for block, index in drawn]
+        return torch.cat(x_0), torch.cat(x_1), torch.cat(states)
+
+    def _states(self, block: Block) -> TextStates:
+        if self._encoded is None or self._encoded[0] is not block:
+            self._encoded = None
+            self._encoded = block, TextStates(self.text_encoder, block.texts)
+        return self._encoded[1]
 
 
 class ReflowBatches(PairBatches):
-    """Step -> (x_0, x_1, text states, t), t uniform in [0, 1)."""
+    """(Step, share) -> (x_0, x_1, text states, t), t uniform in [0, 1)."""
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        pair, generator = self.draw(step)
-        return *pair, torch.rand(self.batch_size, generator=generator)
+    def __init__(self, triplets: Triplets, text_encoder: Any, batch_size: int, seed: int):
+        super().__init__(triplets, text_encoder, batch_size)
+        self.seed = seed
 
-
-class DistillBatches(PairBatches):
-    """Step -> (x_0, x_1, text states); the time is always t = 0."""
-
-    def __call__(self, step: int) -> Pair:
-        return self.draw(step)[0]
+    def __call__(self, step: int, share: Share) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+        times = torch.rand(self.batch_size, generator=indexed_generator(self.seed, step))
+        return *super().__call__(step, share), times[share.rows(self.batch_size)]
 
 
 def reflow_step(unet: Any, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
@@ -69,7 +78,7 @@ def distill_step(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any,
 
     def step(unet: Any, batch: Pair) -> Tensor:
         x_0, x_1, states = batch
-        time = torch.full((len(x_0),), float(unet_time(0.0)))
+        time = torch.full((len(x_0),), float(unet_time(0.0)), device=x_0.device)
         predicted = unet(x_0, time, encoder_hidden_states=states, return_dict=False)[0]
         return distance(data_from_velocity(x_0, predicted.float(), 0.0), x_1)
 

@@ -33,6 +33,29 @@ def teacher_loss(unet: Any, schedule: Any, x_1: Tensor, noise: Tensor, timesteps
     return (unet(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0] - noise).square().mean()
 
 
+class GuidedNoise:
+    """A teacher's noise prediction with guidance: eps_neg + g (eps_text - eps_neg).
+
+    Args:
+        text_states, negative_states: (B, 77, width); (1, 77, width) serves a whole batch.
+        guidance: 1.0 asks for the text alone.
+    """
+
+    def __init__(self, unet: Any, text_states: Tensor, negative_states: Tensor, guidance: float) -> None:
+        self.unet, self.guidance = unet, guidance
+        self.text_states, self.negative_states = text_states, negative_states
+
+    def __call__(self, x: Tensor, timestep: int | Tensor) -> Tensor:
+        """The noise in x (B, C, H, W) at this timestep, 0 to 999."""
+        text = self.text_states.expand(len(x), -1, -1)
+        if self.guidance == 1:
+            return self.unet(x, timestep, encoder_hidden_states=text, return_dict=False)[0]
+        both = torch.cat([self.negative_states.expand(len(x), -1, -1), text])
+        pair = self.unet(torch.cat([x, x]), timestep, encoder_hidden_states=both, return_dict=False)[0]
+        negative, positive = pair.chunk(2)
+        return negative + self.guidance * (positive - negative)
+
+
 @torch.no_grad()
 def sample_teacher(
     unet: Any,
@@ -58,17 +81,10 @@ def sample_teacher(
 
     scheduler = DPMSolverMultistepScheduler(**SD_SCHEDULE, algorithm_type="dpmsolver++", solver_order=2)
     scheduler.set_timesteps(steps, device=noise.device)
-    text = text_states.expand(len(noise), -1, -1)
-    both = torch.cat([negative_states.expand(len(noise), -1, -1), text])
+    predict = GuidedNoise(unet, text_states, negative_states, guidance)
     x = noise * scheduler.init_noise_sigma
     for i, timestep in enumerate(scheduler.timesteps):
-        if guidance == 1:
-            prediction = unet(x, timestep, encoder_hidden_states=text, return_dict=False)[0]
-        else:
-            pair = unet(torch.cat([x, x]), timestep, encoder_hidden_states=both, return_dict=False)[0]
-            negative, positive = pair.chunk(2)
-            prediction = negative + guidance * (positive - negative)
-        x = scheduler.step(prediction, timestep, x, return_dict=False)[0]
+        x = scheduler.step(predict(x, timestep), timestep, x, return_dict=False)[0]
         if callback:
             callback(i, x)
     return x

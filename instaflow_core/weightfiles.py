@@ -77,6 +77,19 @@ def read_weights(path: Path) -> tuple[Weights, Metadata]:
     raise FormatError(f"{path.name} is not a file of weights (it begins with {head[:8]!r})", _EXPECTED, _DOWNLOAD_AGAIN)
 
 
+def new_file(path: str | Path, force: bool) -> Path:
+    """The path of a safetensors file that may be written.
+
+    Raises FormatError for another kind of name, FileExistsError where there is something and `force` is not set.
+    """
+    out = Path(path).expanduser()
+    if out.suffix != ".safetensors":
+        raise FormatError(f"The file to write is called {out.name}", "a name ending in .safetensors", "Change it.")
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists already. Give another name, or --force to replace it.")
+    return out
+
+
 def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write one safetensors file. It appears under its name only when it is whole and on disk.
 

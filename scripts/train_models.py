@@ -20,9 +20,10 @@ sys.path.insert(0, str(ROOT))
 
 from instaflow_core.checkpoints import MODELS, Checkpoint, load, save, save_part  # noqa: E402
 from instaflow_core.formats import with_text_prefix  # noqa: E402
+from instaflow_core.pictures import contact_sheet  # noqa: E402
 from instaflow_core.shapes.anatomy import NATIVE_SIZE  # noqa: E402
 from instaflow_core.shapes.captions import sample_captions  # noqa: E402
-from instaflow_core.shapes.evaluate import accuracy, contact_sheet, draw_pictures  # noqa: E402
+from instaflow_core.shapes.evaluate import accuracy, draw_pictures  # noqa: E402
 from instaflow_core.shapes.recipes import Kitchen, Recipe  # noqa: E402
 
 WORK = ROOT / "build" / "shapes"
@@ -32,6 +33,8 @@ SHIPPED: dict[str, tuple[str, str, str, int, float]] = {
     "teacher": ("shapes-teacher", "epsilon", "teacher", 25, Recipe.teacher_guidance),
     "two_rectified_flow": ("shapes-2rf", "velocity", "2-rectified-flow", 4, Recipe.flow_guidance),
     "instaflow": ("shapes", "velocity", "one-step", 1, 1.0),
+    # The comparison of `make table`: no name of its own, since nobody wants to use it.
+    "direct": ("shapes-direct", "velocity", "one-step", 1, 1.0),
 }
 
 

@@ -1,25 +1,42 @@
 """Pictures of many captions from one model, and the share of them that the judge accepts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae
 from ..generate import sample_latents
 from ..noise import indexed_noise
+from ..pictures import to_images
 from ..text import encode_prompts
 from .captions import Caption
 from .judge import judge
 
+Modules = tuple[Any, Any, Any]
+
+
+def build(checkpoint: Checkpoint) -> Modules:
+    """The text encoder, the UNet and the VAE."""
+    return build_text_encoder(checkpoint), build_unet(checkpoint), build_vae(checkpoint)
+
 
 @torch.no_grad()
 def draw_pictures(
-    checkpoint: Checkpoint, captions: Sequence[Caption], seed: int, steps: int, guidance: float, batch_size: int = 64
+    checkpoint: Checkpoint,
+    captions: Sequence[Caption],
+    seed: int,
+    steps: int,
+    guidance: float,
+    batch_size: int = 64,
+    modules: Modules | None = None,
 ) -> list[Image.Image]:
-    """One picture of each caption; the i-th starts from noise (seed, i). The model's native size, float32."""
-    encoder, unet, vae = build_text_encoder(checkpoint), build_unet(checkpoint), build_vae(checkpoint)
+    """One picture of each caption; the i-th starts from noise (seed, i). The model's native size, float32.
+
+    modules: what `build` makes of the checkpoint, where it is there already.
+    """
+    encoder, unet, vae = modules or build(checkpoint)
     side = checkpoint.native_size // checkpoint.latent_downscale
     shape = (unet.config.in_channels, side, side)
     empty = encode_prompts(encoder, [""])
@@ -33,22 +50,6 @@ def draw_pictures(
     return pictures
 
 
-def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Pictures (B, 3, H, W) in [-1, 1] as images."""
-    scaled = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return [Image.fromarray(picture.numpy()) for picture in scaled]
-
-
 def accuracy(pictures: Sequence[Image.Image], captions: Sequence[Caption]) -> float:
     """The share of pictures that show what their caption says, 0 to 1."""
     return sum(map(judge, pictures, captions)) / len(captions)
-
-
-def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
-    """The pictures in rows on grey."""
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "gray")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
-    return sheet

@@ -12,26 +12,37 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..atomic import replacing
 from ..losses import DISTILLATION_LOSSES
 from ..noise import indexed_generator
+from ..records import Triplets
+from ..share import Share
 from ..solvers import euler, time_grid
-from ..stages import DistillBatches, ReflowBatches, TextStates, distill_step, reflow_step
+from ..stages import PairBatches, ReflowBatches, TextStates, distill_step, reflow_step
+from ..storage import Folder
 from ..teacher import noise_schedule, sample_teacher, teacher_loss
 from ..text import encode_prompts
 from ..training import Every, TrainConfig, fit
-from ..triplets import SetInfo, Triplets, read_triplets, write_triplets
+from ..triplets import SetInfo, write_triplets
 from ..velocity import GuidedVelocity
 from .anatomy import LATENT_SHAPE, new_text_encoder, new_unet, new_vae
-from .autoencoder import LATENT_NOISE, PictureBatches, autoencoder_loss, decoder_loss, render_pictures
+from .autoencoder import (
+    LATENT_NOISE,
+    PictureBatches,
+    autoencoder_loss,
+    decoder_loss,
+    render_busy_pictures,
+    render_pictures,
+)
 from .captions import sample_captions
 from .text_encoder import CaptionBatches, CaptionReader, reading_loss
 
 
 def _small(iterations: int, learning_rate: float, **more: Any) -> TrainConfig:
     """A configuration for models of this size: large steps that fall along a cosine."""
-    settings = {"warmup": 200, "schedule": "cosine", "weight_decay": 0.0, "ema": 0.999}
+    settings = {"warmup": 200, "schedule": "cosine", "weight_decay": 0.0, "ema": 0.999, "precision": "bf16"}
     return TrainConfig(iterations=iterations, learning_rate=learning_rate, **{**settings, **more})
 
 
@@ -40,10 +51,11 @@ class Recipe:
     """Every number that the built-in models depend on."""
 
     seed: int = 0
-    pictures: int = 16000
-    autoencoder: TrainConfig = field(default_factory=lambda: _small(8000, 1e-3, ema=0.995, precision="bf16"))
+    pictures: int = 6000
+    busy_pictures: int = 12000
+    autoencoder: TrainConfig = field(default_factory=lambda: _small(14000, 1e-3, ema=0.995))
     autoencoder_batch: int = 4
-    decoder: TrainConfig = field(default_factory=lambda: _small(3000, 6e-4, ema=0.995, precision="bf16"))
+    decoder: TrainConfig = field(default_factory=lambda: _small(3000, 6e-4, ema=0.995))
     text: TrainConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
     text_batch: int = 64
     latents: int = 24000
@@ -68,11 +80,11 @@ class Kitchen:
         self.folder, self.recipe = folder, recipe
 
     def autoencoder(self) -> Any:
-        """Pictures of training captions through the autoencoder."""
+        """Pictures of training captions, and busier ones, through the autoencoder."""
         r = self.recipe
 
         def train(vae: nn.Module) -> None:
-            batches = PictureBatches(render_pictures(r.pictures, r.seed + 1), r.autoencoder_batch, r.seed)
+            batches = PictureBatches(self._pictures(r.seed + 1), r.autoencoder_batch, r.seed)
             self._fit("autoencoder", vae, batches, autoencoder_loss, r.autoencoder)
 
         return self._made("autoencoder", new_vae(r.seed), train)
@@ -82,10 +94,10 @@ class Kitchen:
         r, vae = self.recipe, self.autoencoder()
 
         def train(decoder: nn.Module) -> None:
-            batches = PictureBatches(render_pictures(r.pictures, r.seed + 8), r.autoencoder_batch, r.seed + 8)
+            batches = PictureBatches(self._pictures(r.seed + 8), r.autoencoder_batch, r.seed + 8)
 
-            def batch(step: int) -> tuple[Tensor, Tensor]:
-                pictures, noise = batches(step)
+            def batch(step: int, share: Share) -> tuple[Tensor, Tensor]:
+                pictures, noise = batches(step, share)
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                     latents = vae.encoder(pictures * 2 - 1).float()
                 return pictures, latents + LATENT_NOISE * noise
@@ -124,17 +136,19 @@ class Kitchen:
         r = self.recipe
 
         def train(unet: nn.Module) -> None:
-            texts, latents = self.latents()
+            captions, latents = self.latents()
             encoder = self.text_encoder()
-            states, empty, schedule = TextStates(encoder, texts), encode_prompts(encoder, [""]), noise_schedule()
+            states, empty, schedule = TextStates(encoder, captions), encode_prompts(encoder, [""]), noise_schedule()
 
-            def batch(step: int) -> tuple[Tensor, ...]:
+            def batch(step: int, share: Share) -> tuple[Tensor, ...]:
                 generator = indexed_generator(r.seed + 3, step)
                 index = torch.randint(len(latents), (r.batch,), generator=generator)
                 timesteps = torch.randint(schedule.config.num_train_timesteps, (r.batch,), generator=generator)
                 noise = torch.randn(r.batch, *LATENT_SHAPE, generator=generator)
                 dropped = torch.rand(r.batch, 1, 1, generator=generator) < r.caption_dropout
-                return latents[index], noise, timesteps, torch.where(dropped, empty, states[index])
+                rows = share.rows(r.batch)
+                texts = torch.where(dropped[rows], empty, states[index[rows]])
+                return latents[index[rows]], noise[rows], timesteps[rows], texts
 
             self._fit("teacher", unet, batch, lambda model, b: teacher_loss(model, schedule, *b), r.teacher)
 
@@ -149,7 +163,7 @@ class Kitchen:
             states = encode_prompts(encoder, prompts)
             return sample_teacher(unet, states, empty, noise, r.teacher_steps, r.teacher_guidance)
 
-        source = f"teacher, {r.teacher_steps} steps of DPM-Solver++, guidance {r.teacher_guidance}"
+        source = {"teacher": "teacher", "steps": r.teacher_steps, "guidance": r.teacher_guidance}
         return self._triplets("teacher-triplets", r.reflow_triplets, r.seed + 4, source, generate)
 
     def two_rectified_flow(self) -> Any:
@@ -157,9 +171,7 @@ class Kitchen:
         r = self.recipe
 
         def train(unet: nn.Module) -> None:
-            triplets = self.teacher_triplets()
-            states = TextStates(self.text_encoder(), triplets.texts)
-            batches = ReflowBatches(triplets, states, r.batch, r.seed + 5)
+            batches = ReflowBatches(self.teacher_triplets(), self.text_encoder(), r.batch, r.seed + 5)
             self._fit("2rf", unet, batches, reflow_step, r.reflow)
 
         return self._made("2rf", self.teacher(), train)
@@ -174,20 +186,29 @@ class Kitchen:
             velocity = GuidedVelocity(unet, encode_prompts(encoder, prompts), empty, r.flow_guidance)
             return euler(velocity, noise, time_grid(r.flow_steps))
 
-        source = f"2-rectified flow, {r.flow_steps} Euler steps, guidance {r.flow_guidance}"
+        source = {"teacher": "2rf", "steps": r.flow_steps, "guidance": r.flow_guidance}
         return self._triplets("2rf-triplets", r.distill_triplets, r.seed + 6, source, generate)
 
     def instaflow(self) -> Any:
         """Step 3: distillation into one step, starting from the 2-rectified flow's weights."""
-        r = self.recipe
 
         def train(unet: nn.Module) -> None:
-            triplets = self.flow_triplets()
-            states = TextStates(self.text_encoder(), triplets.texts)
-            batches = DistillBatches(triplets, states, r.batch, r.seed + 7)
-            self._fit("instaflow", unet, batches, distill_step(DISTILLATION_LOSSES[r.distill_loss]), r.distill)
+            self._distill("instaflow", unet, self.flow_triplets())
 
         return self._made("instaflow", self.two_rectified_flow(), train)
+
+    def direct(self) -> Any:
+        """What the paper compares with: the teacher distilled into one step as it is, without reflow."""
+
+        def train(unet: nn.Module) -> None:
+            self._distill("direct", unet, self.teacher_triplets())
+
+        return self._made("direct", self.teacher(), train)
+
+    def _distill(self, name: str, unet: nn.Module, triplets: Triplets) -> None:
+        r = self.recipe
+        batches = PairBatches(triplets, self.text_encoder(), r.batch)
+        self._fit(name, unet, batches, distill_step(DISTILLATION_LOSSES[r.distill_loss]), r.distill)
 
     def _made(self, name: str, module: nn.Module, train: Callable[[nn.Module], None]) -> Any:
         """The module with this stage's weights, trained first where they are not there yet."""
@@ -203,13 +224,18 @@ class Kitchen:
         folder = self.folder / "checkpoints" / name
         fit(module, batch, loss, config, folder, resume=True, progress=Every(name, config.iterations))
 
-    def _triplets(self, name: str, count: int, seed: int, source: str, generate: Any) -> Triplets:
-        info = SetInfo(count, seed, LATENT_SHAPE, shard_size=1280, source=source)
+    def _pictures(self, seed: int) -> Tensor:
+        r = self.recipe
+        return torch.cat([render_pictures(r.pictures, seed), render_busy_pictures(r.busy_pictures, seed)])
+
+    def _triplets(self, name: str, count: int, seed: int, source: dict[str, Any], generate: Any) -> Triplets:
+        info = SetInfo(count, seed, LATENT_SHAPE, source=source)
         # Every tenth prompt is empty: guidance needs a flow that knows what to draw without a caption.
         prompts = ["" if i % 10 == 9 else str(c) for i, c in enumerate(sample_captions(count, seed))]
-        folder = self.folder / name
-        write_triplets(folder, info, prompts, generate, 128, lambda n: print(f"{name} {n}/{count}", flush=True))
-        return read_triplets(folder)
+        folder = Folder(self.folder / name)
+        with tqdm(total=count, desc=name) as bar:
+            write_triplets(folder, info, prompts, generate, 128, bar.update)
+        return Triplets(folder, seed + 1)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

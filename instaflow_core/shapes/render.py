@@ -43,12 +43,18 @@ def sample_scene(caption: Caption, rng: random.Random) -> Scene:
 
 def render(scene: Scene, size: int = 64) -> Image.Image:
     """The scene as an RGB picture of size × size pixels."""
+    return render_all([scene], size)
+
+
+def render_all(scenes: list[Scene], size: int = 64) -> Image.Image:
+    """Several scenes of one background in one picture, the later over the earlier."""
     large = size * _SUPERSAMPLE
-    picture = Image.new("RGB", (large, large), COLORS[scene.caption.background])
+    picture = Image.new("RGB", (large, large), COLORS[scenes[0].caption.background])
     draw = ImageDraw.Draw(picture)
-    for polygon, ink in _polygons(scene.caption.shape):
-        points = [((scene.x + scene.extent * px) * large, (scene.y + scene.extent * py) * large) for px, py in polygon]
-        draw.polygon(points, fill=COLORS[scene.caption.color if ink else scene.caption.background])
+    for scene in scenes:
+        for polygon, ink in _polygons(scene.caption.shape):
+            points = [((scene.x + scene.extent * x) * large, (scene.y + scene.extent * y) * large) for x, y in polygon]
+            draw.polygon(points, fill=COLORS[scene.caption.color if ink else scene.caption.background])
     return picture.reduce(_SUPERSAMPLE)
 
 

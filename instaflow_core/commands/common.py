@@ -1,0 +1,55 @@
+"""What the commands share: how one is added, and how seeds, devices and number formats are named."""
+
+import argparse
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from ..checkpoints import BUILT_IN
+
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+COMPUTE_DTYPES = ("fp32", "fp16", "bf16")
+CHECKPOINT_HELP = f"a built-in name ({', '.join(BUILT_IN)}), a safetensors file, or a diffusers folder"
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], purpose: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a command that shows an example with its --help."""
+    parser = commands.add_parser(
+        name,
+        help=purpose,
+        description=purpose,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def seed(text: str) -> int:
+    """An argument of 0 to 2^64 - 1."""
+    number = int(text)
+    if not 0 <= number < 2**64:
+        raise argparse.ArgumentTypeError(f"the seed is {number}; give 0 to 2^64 - 1")
+    return number
+
+
+def device(text: str) -> str:
+    """A device this machine has; "auto" is the first of cuda, mps and cpu."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if text == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available.get(text.split(":")[0], False):
+        here = ", ".join(name for name, there in available.items() if there)
+        raise argparse.ArgumentTypeError(f"this machine has no device {text!r}; it has {here}")
+    return text

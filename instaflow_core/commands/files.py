@@ -1,0 +1,86 @@
+"""`info` and `convert`: what a checkpoint is, and its other form."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import PARTS, Checkpoint, convert, load
+from ..loras import convert_lora, is_diffusers_lora
+from .common import CHECKPOINT_HELP, DTYPES, Commands, add
+
+
+def add_info(commands: Commands) -> None:
+    """Add the command."""
+    parser = add(
+        commands,
+        "info",
+        _info,
+        "Say what a checkpoint is: layout, stage, types, sizes, training record, licence.",
+        'python -m instaflow_core info "built-in: shapes" --json',
+    )
+    parser.add_argument("checkpoint", metavar="NAME|PATH", help=CHECKPOINT_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _info(options: argparse.Namespace) -> None:
+    facts = _facts(options.checkpoint, load(options.checkpoint))
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        print(f"{name + ':':20}{json.dumps(value) if isinstance(value, dict) else value}")
+
+
+def _facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    training = checkpoint.metadata.get("instaflow.training")
+    facts: dict[str, Any] = {
+        "checkpoint": source,
+        "layout": checkpoint.layout,
+        "stage": checkpoint.stage,
+        "prediction": checkpoint.prediction,
+        "guidance": checkpoint.guidance,
+        "native size": checkpoint.native_size,
+        "licence": checkpoint.metadata.get("instaflow.license", "unknown"),
+        "training": json.loads(training) if training else "no record",
+    }
+    for part in PARTS:
+        held = checkpoint.part(part)
+        if held:
+            types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in held[0].values()})
+            count = sum(tensor.numel() for tensor in held[0].values())
+            name = held[1].get("_class_name") or (held[1].get("architectures") or ["CLIPTextModel"])[0]
+            facts[part.replace("_", " ")] = {"class": name, "parameters": count, "dtype": ", ".join(types)}
+        else:
+            facts[part.replace("_", " ")] = "none"
+    return facts
+
+
+def add_convert(commands: Commands) -> None:
+    """Add the command."""
+    parser = add(
+        commands,
+        "convert",
+        _convert,
+        "Turn a diffusers folder into one safetensors file for ComfyUI, or a file into a folder. "
+        "Without --dtype every tensor keeps its bytes. A LoRA of diffusers or PEFT gets names ComfyUI's loader reads.",
+        "python -m instaflow_core convert models/diffusers/instaflow_0_9B_from_sd_1_5 instaflow_0_9B.safetensors",
+    )
+    parser.add_argument("source", help=CHECKPOINT_HELP)
+    parser.add_argument("destination", help="a name that ends in .safetensors for one file, any other for a folder")
+    parser.add_argument("--dtype", choices=DTYPES, help="store the weights in this type")
+    parser.add_argument("--force", action="store_true", help="replace what is at the destination")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    if is_diffusers_lora(Path(options.source)):
+        convert_lora(Path(options.source), options.destination, options.force)
+        print(options.destination)
+        return
+    dtype = None if options.dtype is None else DTYPES[options.dtype]
+    checkpoint = convert(options.source, options.destination, dtype, options.force)
+    licence = checkpoint.metadata.get("instaflow.license")
+    if licence:
+        print(f"These weights are {licence}; the licence holds for the converted ones too.", file=sys.stderr)
+    print(options.destination)

@@ -1,0 +1,216 @@
+"""`triplets`, `reflow` and `distill`: the paper's three steps. Each goes on where it was stopped or killed.
+
+Under `accelerate launch -m instaflow_core ...` every process does its part.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from ..checkpoints import load
+from ..prompts import read_prompts
+from ..runs import LOSSES, METHODS, TrainRequest, train
+from ..sets import TripletRequest, describe_set, make_triplets
+from ..storage import Folder
+from ..training import LOGGERS, OPTIMIZERS, TrainConfig
+from ..triplets import claim
+from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add, device, seed
+
+_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+# --- triplets ---------------------------------------------------------------------------------------------------------
+
+
+def add_triplets(commands: Commands) -> None:
+    """Add the command."""
+    parser = add(
+        commands,
+        "triplets",
+        _triplets,
+        "Make a set of (text, noise, latent) from a teacher: the first step, and for distillation the third.",
+        'python -m instaflow_core triplets --teacher "built-in: shapes-teacher" --prompts captions.txt --count 2000 '
+        "--guidance 3 --out sets/teacher",
+    )
+    parser.add_argument("--teacher", required=True, metavar="NAME|PATH", help=CHECKPOINT_HELP)
+    parser.add_argument(
+        "--prompts",
+        required=True,
+        metavar="FILE|DATASET",
+        help="a text file with a prompt a line, a .parquet, .csv or .jsonl file, or a Hugging Face dataset; "
+        "`name:column` names the column",
+    )
+    parser.add_argument("--count", type=int, required=True, help="how many triplets; prompts are used again as needed")
+    parser.add_argument("--steps", type=int, default=25, help="of the teacher (default 25)")
+    parser.add_argument("--guidance", type=float, help="(default 5.0; 1.5 for a 2-rectified flow)")
+    parser.add_argument("--width", type=int, help="in pixels (default: the teacher's native size)")
+    parser.add_argument("--height", type=int, help="in pixels (default: the teacher's native size)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures at once (default 8)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise (default 0)")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="fp32", help="what to compute in (default fp32)")
+    parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps or auto (default)")
+    parser.add_argument("--out", required=True, help="a folder, or a URL such as s3://bucket/folder")
+
+
+def _triplets(options: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    teacher, prompts = load(options.teacher), read_prompts(options.prompts, options.count)
+    guidance = options.guidance
+    if guidance is None:
+        guidance = 5.0 if teacher.prediction == "epsilon" else teacher.guidance
+    fields = ("count", "seed", "steps", "width", "height", "batch_size")
+    values = {name: getattr(options, name) for name in fields}
+    request = TripletRequest(guidance=guidance, dtype=DTYPES[options.dtype], **values)
+    folder, info = Folder(options.out), describe_set(teacher, request, prompts)
+    state = PartialState(cpu=options.device == "cpu")
+    with state.main_process_first():
+        claim(folder, info)
+    where = str(state.device) if state.num_processes > 1 else options.device
+    mine = sum(len(info.indices(shard)) for shard in range(state.process_index, info.shards, state.num_processes))
+    with tqdm(total=mine, unit=" images", disable=None if state.is_main_process else True) as bar:
+        make_triplets(
+            teacher, request, prompts, folder, where, bar.update, state.process_index, state.num_processes
+        )  # fmt: skip
+    state.wait_for_everyone()
+    if state.is_main_process:
+        print(options.out)
+
+
+# --- reflow and distill -----------------------------------------------------------------------------------------------
+
+
+def add_reflow(commands: Commands) -> None:
+    """Add the command."""
+    parser = add(
+        commands,
+        "reflow",
+        _reflow,
+        "Train a 2-rectified flow on a teacher's triplets, starting from the teacher.",
+        'python -m instaflow_core reflow --init "built-in: shapes-teacher" --triplets sets/teacher '
+        "--iterations 1000 --lr 5e-4 --warmup 50 --ema 0.99 --out my-2rf.safetensors",
+    )
+    _add_training(parser)
+
+
+def add_distill(commands: Commands) -> None:
+    """Add the command."""
+    parser = add(
+        commands,
+        "distill",
+        _distill,
+        "Distil a 2-rectified flow into one step, on triplets that it made.",
+        "python -m instaflow_core distill --init my-2rf.safetensors --triplets sets/2rf "
+        "--iterations 1000 --lr 5e-4 --warmup 50 --ema 0.99 --loss huber --out my-instaflow.safetensors",
+    )
+    _add_training(parser)
+    parser.add_argument("--loss", choices=LOSSES, default="l2", help="distance from the flow's end point (default l2)")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """The arguments that both trainings take; the defaults are the paper's."""
+    parser.add_argument("--init", required=True, metavar="NAME|PATH", help=f"where to start: {CHECKPOINT_HELP}")
+    parser.add_argument("--triplets", required=True, metavar="FOLDER", help="a set of triplets: a folder or a URL")
+    parser.add_argument("--iterations", type=int, required=True, help="optimiser steps in all")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="over all processes and accumulated parts (default 64)"
+    )
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after another (default 1)")
+    parser.add_argument("--lr", type=float, default=1e-6, help="learning rate (default 1e-6)")
+    parser.add_argument("--warmup", type=int, default=1000, help="iterations up to that rate (default 1000)")
+    parser.add_argument(
+        "--schedule",
+        choices=("constant", "cosine"),
+        default="constant",
+        help="hold the rate, or let it fall to 0 (default constant)",
+    )
+    parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW (default 0.01)")
+    parser.add_argument("--ema", type=float, default=0.9999, help="decay of the weights' average (default 0.9999)")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="of the computation (default fp32)")
+    parser.add_argument("--method", choices=METHODS, default="full", help="all weights, or a LoRA (default full)")
+    parser.add_argument("--rank", type=int, default=64, help="of the LoRA (default 64)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    parser.add_argument("--checkpoint-every", type=int, default=500, help="iterations (default 500)")
+    parser.add_argument("--sample-every", type=int, default=500, help="iterations; 0 for no samples (default 500)")
+    parser.add_argument("--log", choices=LOGGERS, default="none", help="beside the loss file (default none)")
+    parser.add_argument("--save-dtype", choices=DTYPES, default="fp32", help="of the saved weights (default fp32)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the order and of the times (default 0)")
+    parser.add_argument("--device", type=device, default="auto", help="cpu, or what accelerate finds (default auto)")
+    parser.add_argument("--resume", action="store_true", help="go on with an earlier run for the same --out, if any")
+    parser.add_argument("--out", type=Path, required=True, help="a .safetensors file, or a folder for diffusers")
+
+
+def _reflow(options: argparse.Namespace) -> None:
+    _train(options, "reflow", "l2")
+
+
+def _distill(options: argparse.Namespace) -> None:
+    _train(options, "distill", options.loss)
+
+
+def _train(options: argparse.Namespace, stage: str, loss: str) -> None:
+    config = TrainConfig(
+        iterations=options.iterations,
+        learning_rate=options.lr,
+        warmup=options.warmup,
+        schedule="cosine" if options.schedule == "cosine" else TrainConfig.schedule,
+        weight_decay=options.weight_decay,
+        ema=options.ema,
+        precision=_PRECISIONS[options.precision],
+        accumulate=options.accumulate,
+        optimizer=options.optimizer,
+        checkpoint_every=options.checkpoint_every,
+        snapshot_every=options.sample_every,
+        log=options.log,
+    )
+    request = TrainRequest(
+        stage,
+        config,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        method=options.method,
+        rank=options.rank,
+        loss=loss,
+        checkpointing=options.gradient_checkpointing,
+        dtype=DTYPES[options.save_dtype],
+    )
+    with _bar(stage, options.iterations) as progress:
+        trained = train(
+            load(options.init), Folder(options.triplets), request, options.out, options.resume, options.device, progress
+        )
+    if trained.is_main:
+        print(trained.path)
+
+
+@contextmanager
+def _bar(name: str, iterations: int) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar, under which Ctrl-C and SIGTERM wait for the end of a step, so that its checkpoint is written."""
+    asked = list[int]()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with tqdm(total=iterations, desc=name, unit=" steps", disable=None) as bar:
+
+            def progress(step: int, loss: float) -> None:
+                if not bar.n:
+                    bar.initial = step - 1
+                bar.update(step - bar.n)
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                if asked:
+                    print("stopping; --resume goes on from here", file=sys.stderr)
+                    raise KeyboardInterrupt
+
+            yield progress
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,125 @@
+"""The paper's finding on the built-in domain: how right, how like the teacher, how straight and how fast each is."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from ..checkpoints import MODELS, Checkpoint, build_text_encoder, build_unet, build_vae, load
+from ..noise import indexed_noise
+from ..solvers import time_grid
+from ..straightness import diffusion_trajectory, flow_trajectory, straightness
+from ..teacher import GuidedNoise
+from ..text import encode_prompts
+from ..velocity import GuidedVelocity
+from .captions import Caption, sample_captions
+from .evaluate import accuracy, build, draw_pictures
+from .features import frechet_distance, picture_features
+
+SEED = 20_230_912
+"""Of the captions and of the noise."""
+_REFERENCE_SEED = 1
+_TRAJECTORY_STEPS, _TRAJECTORIES = 100, 64
+
+METHODS: dict[str, tuple[str | Path, tuple[int, ...]]] = {
+    "teacher": ("built-in: shapes-teacher", (25, 8, 1)),
+    "direct": (MODELS / "shapes-direct.safetensors", (1,)),
+    "2rf": ("built-in: shapes-2rf", (25, 4, 2, 1)),
+    "instaflow": ("built-in: shapes", (1,)),
+}
+"""The rows: a method, its checkpoint, and its numbers of steps. "direct" is the teacher distilled without reflow."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    accuracy_seen, accuracy_heldout: the share of pictures that show what a caption of the training part, of the
+        held-out part, says.
+    frechet: Fréchet distance (`features`) of both parts' pictures to the teacher's at 25 steps from other noise.
+    straightness: S of its trajectories at its guidance, the teacher's in rectified-flow coordinates; None for a model
+        that has one step only.
+    ms: from prompt to picture in milliseconds, one at a time on this machine's CPU; the median of several.
+    """
+
+    method: str
+    steps: int
+    accuracy_seen: float
+    accuracy_heldout: float
+    frechet: float
+    straightness: float | None
+    ms: float
+
+
+class Table:
+    """Measures checkpoints of the built-in domain.
+
+    Args:
+        count: captions of each part.
+    """
+
+    def __init__(self, count: int = 400) -> None:
+        if count < 2:
+            raise ValueError(f"count is {count}. Give 2 or more captions of each part; 400 for figures to quote.")
+        self.parts = [sample_captions(count, SEED, held_out) for held_out in (False, True)]
+        self.captions = [caption for part in self.parts for caption in part]
+        teacher = load(METHODS["teacher"][0])
+        self.vae = build_vae(teacher)
+        pictures = draw_pictures(teacher, self.captions, _REFERENCE_SEED, 25, teacher.guidance)
+        self.reference = picture_features(self.vae, pictures)
+
+    def rows(
+        self, method: str, checkpoint: Checkpoint, steps: Sequence[int], guidance: float | None = None
+    ) -> list[Row]:
+        """A row for each number of steps; guidance is the checkpoint's own where None."""
+        guided = checkpoint.guidance if guidance is None else guidance
+        s = None if checkpoint.stage == "one-step" else trajectory_straightness(checkpoint, self.captions, guided)
+        return [self._row(method, checkpoint, n, guided, s) for n in steps]
+
+    def _row(self, method: str, checkpoint: Checkpoint, steps: int, guidance: float, s: float | None) -> Row:
+        pictures = draw_pictures(checkpoint, self.captions, SEED, steps, guidance)
+        half = len(self.parts[0])
+        seen, heldout = accuracy(pictures[:half], self.parts[0]), accuracy(pictures[half:], self.parts[1])
+        frechet = frechet_distance(picture_features(self.vae, pictures), self.reference)
+        return Row(method, steps, seen, heldout, frechet, s, self._milliseconds(checkpoint, steps, guidance))
+
+    def _milliseconds(self, checkpoint: Checkpoint, steps: int, guidance: float) -> float:
+        modules = build(checkpoint)
+        seconds = []
+        for caption in self.captions[:7]:
+            start = time.perf_counter()
+            draw_pictures(checkpoint, [caption], SEED, steps, guidance, modules=modules)
+            seconds.append(time.perf_counter() - start)
+        return 1000 * median(seconds)
+
+
+@torch.no_grad()
+def trajectory_straightness(checkpoint: Checkpoint, captions: Sequence[Caption], guidance: float) -> float:
+    """S(Z) of the trajectories of the first captions' pictures, in many small steps (section 2 of the paper)."""
+    encoder, unet = build_text_encoder(checkpoint), build_unet(checkpoint)
+    texts = [str(caption) for caption in captions[:: max(1, len(captions) // _TRAJECTORIES)]][:_TRAJECTORIES]
+    states, empty = encode_prompts(encoder, texts), encode_prompts(encoder, [""])
+    side = checkpoint.native_size // checkpoint.latent_downscale
+    noise = torch.stack([indexed_noise(SEED, i, (unet.config.in_channels, side, side)) for i in range(len(texts))])
+    if checkpoint.prediction == "epsilon":
+        predict = GuidedNoise(unet, states, empty, guidance)
+        return straightness(*diffusion_trajectory(predict, noise, _TRAJECTORY_STEPS)).value
+    velocity = GuidedVelocity(unet, states, empty, guidance)
+    times = time_grid(_TRAJECTORY_STEPS)
+    return straightness(flow_trajectory(velocity, noise, times), times).value
+
+
+def header() -> str:
+    """The names of the columns, over `line`."""
+    names = ("seen", "held out", "Fréchet", "S", "ms")
+    return f"{'method':12}{'steps':>6}" + "".join(f"{name:>10}" for name in names)
+
+
+def line(row: Row) -> str:
+    """A row as text."""
+    s = "-" if row.straightness is None else f"{row.straightness:.3f}"
+    figures = f"{row.accuracy_seen:>10.3f}{row.accuracy_heldout:>10.3f}{row.frechet:>10.3f}{s:>10}{row.ms:>10.1f}"
+    return f"{row.method:12}{row.steps:>6}" + figures

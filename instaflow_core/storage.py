@@ -1,0 +1,57 @@
+"""Folders on any filesystem that fsspec knows: a local path, s3://bucket/set, memory://set, and so on."""
+
+from pathlib import Path
+
+
+class Folder:
+    """A folder to read files from and to write whole files to.
+
+    Args:
+        location: a local path, or a URL of a filesystem whose fsspec package is installed.
+
+    Raises:
+        ValueError: no such kind of filesystem, or its package is missing.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        from fsspec.core import url_to_fs
+
+        try:
+            self.fs, self.root = url_to_fs(str(Path(location).expanduser() if is_local(location) else location))
+        except (ValueError, ImportError) as error:
+            raise ValueError(
+                f"{location} cannot be opened: {error}. Give a local folder, or a URL such as s3://bucket/folder "
+                "with that filesystem's package installed."
+            ) from error
+        self.location = str(location)
+
+    def __str__(self) -> str:
+        return self.location
+
+    def names(self) -> set[str]:
+        """The names of the files there; none where the folder is not there."""
+        if not self.fs.isdir(self.root):
+            return set()
+        self.fs.invalidate_cache(self.root)
+        return {path.rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False)}
+
+    def url(self, name: str) -> str:
+        """A file's address, as pyarrow and datasets take it."""
+        return self.fs.unstrip_protocol(f"{self.root}/{name}")
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes."""
+        return self.fs.cat_file(f"{self.root}/{name}")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file. It appears under its name only when it is whole: a killed writer leaves a hidden file, which
+        the next writer of the same name replaces."""
+        self.fs.makedirs(self.root, exist_ok=True)
+        hidden = f"{self.root}/.{name}.tmp"
+        self.fs.pipe_file(hidden, content)
+        self.fs.mv(hidden, f"{self.root}/{name}")
+
+
+def is_local(location: str | Path) -> bool:
+    """Whether this names a place on this machine, and no URL."""
+    return isinstance(location, Path) or "://" not in location
