@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .checkpoints import Checkpoint, describe, load, locate, single_file
 from .formats import UNET_PREFIX
-from .weightfiles import FormatError, Metadata, Weights, read_weights, stream_weights
+from .weightfiles import FormatError, Metadata, Weights, new_file, read_weights, stream_weights
 
 Progress = Callable[[int, int], object]
 """Is called after every tensor with its bytes, and with all bytes there are to write."""
@@ -50,7 +50,7 @@ def extract(
         FormatError: one of them cannot be read, or they do not have the same tensors.
         FileExistsError: `path` exists and `force` is not set.
     """
-    out = _destination(path, force)
+    out = new_file(path, force)
     first, second = load(finetuned), load(base)
     learned, known = _unet(first), _unet(second)
     check_same(
@@ -99,7 +99,7 @@ def merge(
     """
     if not math.isfinite(strength):
         raise ValueError(f"strength is {strength}. Give a finite number; 1.0 adds the whole difference.")
-    out, delta_path = _destination(path, force), locate(delta)
+    out, delta_path = new_file(path, force), locate(delta)
     differences, header = _read_delta(delta_path)
     described = _with_parts(model, clip_vae)
     check_same(
@@ -174,15 +174,6 @@ def combined_licence(*metadata: Mapping[str, str]) -> Metadata:
     licences = dict.fromkeys(part for text in said for part in text.split(" AND ") if part)
     joined = " AND ".join(sorted(licences, key=lambda licence: "NC" not in licence.upper().split("-")))
     return {"instaflow.license": joined, "modelspec.license": joined} if joined else {}
-
-
-def _destination(path: str | Path, force: bool) -> Path:
-    out = Path(path).expanduser()
-    if out.suffix != ".safetensors":
-        raise FormatError(f"The file to write is called {out.name}", "a name ending in .safetensors", "Change it.")
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} exists already. Give another name, or --force to replace it.")
-    return out
 
 
 def _name(source: str | Path) -> str:

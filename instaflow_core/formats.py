@@ -64,6 +64,10 @@ class _Other:
 
 
 _LORA_ADVICE = "Load an InstaFlow first, then apply this with the LoraLoader node."
+_RENAME_ADVICE = (
+    f"{_LORA_ADVICE} Where the host's log says `lora key not loaded`, bring it under names it reads first: "
+    "`python -m instaflow_core convert LORA DESTINATION.safetensors`."
+)
 _OTHER_MODEL_ADVICE = "Load it with the loader made for it; only Stable Diffusion 1.5's shape can be an InstaFlow."
 
 _OTHERS = (
@@ -74,8 +78,8 @@ _OTHERS = (
         "`python -m instaflow_core merge-delta`.",
     ),
     _Other(r"^lora_(unet|te\d?|transformer)_", "a LoRA (kohya's layout)", _LORA_ADVICE),
-    _Other(r"\.lora_[AB]\.|\.lora_embedding_[AB]|^base_model\.model\.", "a LoRA (PEFT's layout)", _LORA_ADVICE),
-    _Other(r"lora\.(up|down)\.|\.lora_linear_layer\.|lora_(up|down)\.", "a LoRA (diffusers' layout)", _LORA_ADVICE),
+    _Other(r"\.lora_[AB]\.|\.lora_embedding_[AB]|^base_model\.model\.", "a LoRA (PEFT's layout)", _RENAME_ADVICE),
+    _Other(r"lora\.(up|down)\.|\.lora_linear_layer\.|lora_(up|down)\.", "a LoRA (diffusers' layout)", _RENAME_ADVICE),
     _Other(r"\.(hada_w1_a|lokr_w1|lokr_w1_a|oft_blocks|oft_diag)", "a LyCORIS adapter", _LORA_ADVICE),
     _Other(
         r"^control_model\.|controlnet_|^zero_convs\.|input_hint_block\.",
