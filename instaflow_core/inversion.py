@@ -131,13 +131,9 @@ def refine(
             if progress and evaluations:  # the first is where it starts
                 progress()
             evaluations += 1
-            end, gradient = euler_gradient(
-                velocity, x.detach(), times, lambda end: 2 * (end - target) / target[0].numel()
-            )
-            penalty, push = unlikeness(x)
-            x.grad = gradient + GAUSSIAN_WEIGHT * push
-            done = bool((_rms(end - target) < TOLERANCE).all()) and float(penalty) == 0
-            return float((end - target).square().mean((1, 2, 3)).sum() + GAUSSIAN_WEIGHT * penalty)
+            error, penalty, x.grad = distance(velocity, x.detach(), target, times)
+            done = bool((error.sqrt() < TOLERANCE).all()) and float(penalty) == 0
+            return float(error.sum() + GAUSSIAN_WEIGHT * penalty)
 
         optimizer = torch.optim.LBFGS(
             [x], max_iter=5, history_size=20, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
@@ -145,6 +141,24 @@ def refine(
         while not done and evaluations < iterations:
             optimizer.step(objective)
     return x.detach()
+
+
+def distance(
+    velocity: Velocity, x_0: Tensor, target: Tensor, times: Tensor, weight: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far from a target Euler's steps lead, and which way to move the noise.
+
+    Args:
+        target: (B, C, H, W) at t = 1; weight: what each element counts, with a mean of 1 for each latent.
+
+    Returns:
+        The mean squared differences (B,), the `unlikeness` of the noise, and the gradient (B, C, H, W) of the sum of
+        the former plus GAUSSIAN_WEIGHT times the latter.
+    """
+    end, gradient = euler_gradient(velocity, x_0, times, lambda end: 2 * weight * (end - target) / target[0].numel())
+    penalty, push = unlikeness(x_0)
+    error = (weight * (end - target).square()).mean((1, 2, 3))
+    return error, penalty, gradient + GAUSSIAN_WEIGHT * push
 
 
 def unlikeness(noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .analysis import InstaFlowCompare, InstaFlowStraightness
+from .editing import InstaFlowControl, InstaFlowInvert
 from .loading import InstaFlowLoadCheckpoint, InstaFlowLoadUNet, InstaFlowModelSampling
-from .noise import InstaFlowSeedNoise
+from .noise import InstaFlowInterpolateNoise, InstaFlowSeedNoise
 from .sampling import InstaFlowSampler, InstaFlowScheduler
 
 NODES: list[type[io.ComfyNode]] = [
@@ -13,6 +15,11 @@ NODES: list[type[io.ComfyNode]] = [
     InstaFlowSampler,
     InstaFlowScheduler,
     InstaFlowSeedNoise,
+    InstaFlowInterpolateNoise,
+    InstaFlowInvert,
+    InstaFlowControl,
+    InstaFlowStraightness,
+    InstaFlowCompare,
 ]
 
 

@@ -31,7 +31,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..instaflow_core import flow
-from ..instaflow_core.solvers import time_grid
+from ..instaflow_core.solvers import Velocity, time_grid
 from .host_configs import check_config, unet_config, vae_config
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ WEIGHT_DTYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 """The choices of `weight_dtype` and the type the UNet's weights are kept in; None leaves it to the host."""
+
+SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
+"""The names of the host's samplers."""
 
 
 def schema(node_id: str, *, search_aliases: list[str], **fields: Any) -> io.Schema:
@@ -191,6 +194,81 @@ def sample_euler(
         seed=seed,
     )
     return samples.to(comfy.model_management.intermediate_device())
+
+
+def sample_as_ksampler(
+    model: Any, conditioning: dict[str, Any], cfg: float, noise: Tensor, steps: int, sampler: str, seed: int
+) -> Tensor:
+    """What KSampler makes of this noise (B, 4, H, W) with the scheduler "normal", whose timesteps are even.
+
+    Args:
+        conditioning: {"positive": ..., "negative": ...}.
+        sampler: one of SAMPLERS.
+    """
+    return comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler,
+        "normal",
+        conditioning["positive"],
+        conditioning["negative"],
+        torch.zeros_like(noise),
+        callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+
+
+def with_velocity(model: Any, positive: Any, x: Tensor, work: Callable[[Velocity, Tensor], Any]) -> Any:
+    """work(velocity, x), run where the host would run a sampler: with its memory management, patches and ControlNets.
+
+    Args:
+        x: (B, 4, H, W) latents as the UNet takes them; `work` gets them on the MODEL's device.
+        work: gets the MODEL's flow for this conditioning as velocity(x, t), t in [0, 1) (the host's denoised says
+            nothing of a velocity at t = 1). An interrupt is raised out of it.
+    """
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": positive})
+    runner = _Work(work)
+    guider.sample(x, torch.zeros_like(x), runner, uniform_sigmas(1), disable_pbar=True, seed=0)
+    return runner.result
+
+
+class _Work(comfy.samplers.Sampler):
+    """A function of the velocity in the place of a sampler. result: what it returned."""
+
+    def __init__(self, work: Callable[[Velocity, Tensor], Any]) -> None:
+        self.work = work
+        self.result: Any = None
+
+    def sample(
+        self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *_: Any
+    ) -> Tensor:
+        def velocity(x: Tensor, t: float) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            levels = torch.full((len(x),), flow.sigma_from_time(t), device=x.device)
+            return flow.velocity_from_denoised(x, model_wrap(x, levels, **extra_args), levels)
+
+        self.result = self.work(velocity, noise)
+        return noise
+
+
+def into_flow(model: Any, samples: Tensor) -> Tensor:
+    """A LATENT's samples as the UNet takes them."""
+    return model.get_model_object("latent_format").process_in(samples)
+
+
+def out_of_flow(model: Any, x: Tensor) -> Tensor:
+    """What the UNet's latents are in a LATENT, where the host keeps its latents between nodes."""
+    return model.get_model_object("latent_format").process_out(x).to(comfy.model_management.intermediate_device())
+
+
+def progress(total: int) -> Callable[[], None]:
+    """A progress bar of the running node: call it once for each of `total` parts of the work."""
+    bar = comfy.utils.ProgressBar(total)
+    return lambda: bar.update(1)
 
 
 # --- Checkpoints as host objects -------------------------------------------------------------------------------------

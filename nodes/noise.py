@@ -1,11 +1,11 @@
-"""Noise nodes: a seed as ComfyUI or diffusers turns it into noise."""
+"""Noise nodes: a seed as ComfyUI or diffusers turns it into noise, and the way from one seed's noise to another's."""
 
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..instaflow_core.noise import DRAWS, draw_noise
+from ..instaflow_core.noise import DRAWS, draw_noise, great_circle
 from . import host
 
 
@@ -29,6 +29,34 @@ class SeedNoise:
         if index is None:
             return draw_noise(self.seed, shape, self.draw)
         return draw_noise(self.seed, (max(index) + 1, *shape[1:]), self.draw)[index]
+
+
+class FixedNoise:
+    """A NOISE that was made before, one for each latent of a batch.
+
+    Attributes:
+        noise: (B, C, H, W).
+        seed: what the host reads besides, for samplers that draw more noise on the way.
+    """
+
+    def __init__(self, noise: Tensor, seed: int) -> None:
+        self.noise = noise
+        self.seed = seed
+
+    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
+        """The noise for a LATENT (B, C, H, W) of the batch it was made for; a "batch_index" picks from that batch.
+
+        Raises:
+            ValueError: the LATENT has another size, or more latents than there is noise.
+        """
+        shape = tuple(input_latent["samples"].shape)
+        index = list(input_latent.get("batch_index") or range(len(self.noise)))
+        if (len(index), *self.noise.shape[1:]) != shape or max(index) >= len(self.noise):
+            raise ValueError(
+                f"This NOISE is for latents of the shape {tuple(self.noise.shape)}, and the LATENT has the shape "
+                f"{shape}. Connect the LATENT that came with the NOISE, or one of the same size and batch."
+            )
+        return self.noise[index]
 
 
 class InstaFlowSeedNoise(io.ComfyNode):
@@ -68,3 +96,53 @@ class InstaFlowSeedNoise(io.ComfyNode):
         if draw not in DRAWS:
             raise ValueError(f"Unknown draw {draw!r}; expected one of {', '.join(DRAWS)}. Choose it in the node.")
         return io.NodeOutput(SeedNoise(seed, draw))
+
+
+class InstaFlowInterpolateNoise(io.ComfyNode):
+    """The frames of a way from one seed's noise to another's."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowInterpolateNoise",
+            display_name="InstaFlow Interpolate Noise",
+            category="InstaFlow/noise",
+            description="A batch of noises along the great circle from one seed's to another's, one for each frame of "
+            "a video: every frame is as good a noise as the ends, and the flow turns neighbours into neighbours.",
+            search_aliases=["slerp", "interpolation", "noise travel", "video frames", "seed blend", "latent walk"],
+            inputs=[
+                io.Int.Input(
+                    "seed_from",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="The seed of the first frame; its picture is that of this seed in InstaFlow Sampler.",
+                ),
+                io.Int.Input(
+                    "seed_to",
+                    default=1,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="The seed of the last frame. The next stretch of a longer way begins with it.",
+                ),
+                io.Int.Input(
+                    "frames", default=16, min=1, max=4096, tooltip="How many frames, both ends counted. 1 is seed_from."
+                ),
+                io.Latent.Input("latent_image", tooltip="An Empty Latent Image: only its width and height are used."),
+            ],
+            outputs=[
+                io.Noise.Output(
+                    display_name="NOISE", tooltip="One noise a frame, for InstaFlow Sampler or SamplerCustomAdvanced."
+                ),
+                io.Latent.Output(
+                    display_name="LATENT", tooltip="The same noises as a batch of latents: the sampler's latent_image."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, seed_from: int, seed_to: int, frames: int, latent_image: dict[str, Any]) -> io.NodeOutput:
+        first = {"samples": latent_image["samples"][:1]}
+        start, end = (host.host_noise(first, seed)[0] for seed in (seed_from, seed_to))
+        noise = great_circle(start, end, frames)
+        return io.NodeOutput(FixedNoise(noise, seed_from), {"samples": noise})

@@ -38,6 +38,7 @@ CORE: dict[str, set[str]] = {
     "comparison": set(),
     "configs": {"keytables", "weightfiles"},
     "control": {"inversion", "solvers"},
+    "control": {"inversion", "solvers"},
     "curves": set(),
     "deltas": {"checkpoints", "formats", "weightfiles"},
     "flow": set(),

@@ -36,3 +36,66 @@ def test_diffusers_draw(host: Any, draw: str, dtype: torch.dtype) -> None:
 def test_unknown_draw(host: Any) -> None:
     with pytest.raises(ValueError, match=r"Unknown draw 'other'; expected one of comfyui"):
         noise(host, 0, "other")
+
+
+# --- InstaFlowInterpolateNoise ---
+
+
+def interpolated(host: Any, frames: int, latent: Any = None, **seeds: int) -> tuple[Any, Any]:
+    seeds = {"seed_from": 7, "seed_to": 8} | seeds
+    latent = latent or {"samples": torch.zeros(3, 4, 8, 9), "batch_index": [2, 5, 6]}
+    return host.run("InstaFlowInterpolateNoise", frames=frames, latent_image=latent, **seeds)
+
+
+def test_the_ends_are_the_seeds_own_noise(host: Any) -> None:
+    noise, latent = interpolated(host, 5)
+    frames = noise.generate_noise(latent)
+    assert frames.shape == latent["samples"].shape == (5, 4, 8, 9)
+    for seed, frame in ((7, frames[:1]), (8, frames[-1:])):
+        (stock,) = host.run("RandomNoise", noise_seed=seed)
+        assert torch.equal(frame, stock.generate_noise({"samples": torch.zeros(1, 4, 8, 9)}))
+    norms = frames.flatten(1).norm(dim=1)
+    assert (norms - norms[[0, -1]].mean()).abs().max() <= (norms[0] - norms[-1]).abs() / 2 + 0.05 * norms[0]
+    assert noise.seed == 7
+
+
+def test_a_frame_depends_on_its_fraction_alone(host: Any) -> None:
+    coarse, fine = (interpolated(host, frames)[1]["samples"] for frames in (3, 9))
+    assert torch.equal(coarse, fine[::4])
+    assert torch.equal(interpolated(host, 1)[1]["samples"], fine[:1])
+
+
+def test_frames_go_through_both_samplers(host: Any) -> None:
+    model, clip, _ = host.run("InstaFlowLoadCheckpoint", checkpoint="built-in: shapes", weight_dtype="fp32")
+    (positive,) = host.run("CLIPTextEncode", clip=clip, text="a red star on a white background")
+    (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
+    noise, latent = interpolated(host, 4, empty)
+    common: dict[str, Any] = {"model": model, "positive": positive, "seed": 0, "steps": 1, "guidance": 1.0}
+    (ours,) = host.run("InstaFlowSampler", latent_image=latent, noise=noise, denoise=1.0, **common)
+    (custom, _) = host.run(
+        "SamplerCustomAdvanced",
+        noise=noise,
+        guider=host.run("BasicGuider", model=model, conditioning=positive)[0],
+        sampler=host.run("KSamplerSelect", sampler_name="euler")[0],
+        sigmas=host.run("InstaFlowScheduler", model=model, steps=1, denoise=1.0)[0],
+        latent_image=latent,
+    )
+    assert torch.equal(ours["samples"], custom["samples"])
+    (first,) = host.run("InstaFlowSampler", latent_image=empty, denoise=1.0, **{**common, "seed": 7})
+    assert torch.allclose(ours["samples"][:1], first["samples"], atol=1e-4)
+    (third,) = host.run("LatentFromBatch", samples=latent, batch_index=2, length=1)
+    (alone,) = host.run("InstaFlowSampler", latent_image=third, noise=noise, denoise=1.0, **common)
+    assert torch.allclose(alone["samples"], ours["samples"][2:3], atol=1e-4)
+
+
+@pytest.mark.parametrize("latent", [{"samples": torch.zeros(2, 4, 8, 9)}, {"samples": torch.zeros(4, 4, 8, 8)}])
+def test_noise_for_another_batch(host: Any, latent: dict[str, Any]) -> None:
+    noise, _ = interpolated(host, 4)
+    with pytest.raises(ValueError, match=r"NOISE is for latents of the shape \(4, 4, 8, 9\).*came with the NOISE"):
+        noise.generate_noise(latent)
+
+
+def test_noise_for_a_frame_that_is_not_there(host: Any) -> None:
+    noise, _ = interpolated(host, 4)
+    with pytest.raises(ValueError, match="NOISE is for latents"):
+        noise.generate_noise({"samples": torch.zeros(1, 4, 8, 9), "batch_index": [4]})

@@ -24,6 +24,17 @@ SOCKETS = {
     ),
     "InstaFlowScheduler": ("model steps denoise", "SIGMAS"),
     "InstaFlowSeedNoise": ("seed draw", "NOISE"),
+    "InstaFlowInterpolateNoise": ("seed_from seed_to frames latent_image", "NOISE LATENT"),
+    "InstaFlowInvert": ("model positive latent_image steps", "NOISE LATENT"),
+    "InstaFlowControl": (
+        "model positive latent_image target mask? iterations learning_rate steps noise?",
+        "LATENT NOISE",
+    ),
+    "InstaFlowStraightness": ("model positive latent_image seed samples steps", "FLOAT IMAGE"),
+    "InstaFlowCompare": (
+        "model teacher positive negative latent_image vae seed teacher_steps teacher_guidance teacher_sampler",
+        "IMAGE FLOAT",
+    ),
 }
 
 

@@ -1,0 +1,181 @@
+"""Nodes that measure: how straight a flow is, and how it compares with a diffusion model in time and looks."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..instaflow_core.comparison import image_pictures, image_tensor, labelled_row
+from ..instaflow_core.curves import draw_curve
+from ..instaflow_core.solvers import time_grid
+from ..instaflow_core.straightness import Straightness, flow_trajectory, straightness
+from . import host
+
+
+def measure_straightness(model: Any, positive: Any, noise: Tensor, steps: int) -> Straightness:
+    """S of the flow from each of these noises (B, 4, H, W), one after the other, in `steps` Euler steps each."""
+    tell, times = host.progress(len(noise) * steps), time_grid(steps)
+    solve = partial(flow_trajectory, times=times, callback=lambda i, x: tell())
+    runs = [host.with_velocity(model, positive, x_0, solve) for x_0 in noise.split(1)]
+    return straightness([torch.cat(states) for states in zip(*runs, strict=True)], times)
+
+
+def stopwatch(vae: Any, sample: Callable[[int], Tensor], steps: int) -> tuple[Tensor, float]:
+    """The pictures of `sample(steps)` and the seconds from noise to pictures, decoding included.
+
+    Everything is run once before, in two steps at most, so that no loading and no first-time set-up is counted.
+    """
+    vae.decode(sample(min(steps, 2)))
+    start = time.perf_counter()
+    images = vae.decode(sample(steps)).cpu()  # on the CPU when it is really there
+    return images, time.perf_counter() - start
+
+
+class InstaFlowStraightness(io.ComfyNode):
+    """S(Z) of a flow and its curve over time."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowStraightness",
+            display_name="InstaFlow Straightness",
+            category="InstaFlow/analysis",
+            description="How straight the paths from noise to image are: the mean squared difference between the "
+            "velocity on the way and the straight line from end to end. 0 means that one step is exact.",
+            search_aliases=["straightness", "S(Z)", "rectified flow quality", "curve", "measure"],
+            inputs=[
+                io.Model.Input("model", tooltip="The InstaFlow or 2-rectified flow to measure."),
+                io.Conditioning.Input("positive", tooltip="The prompt whose pictures the paths lead to."),
+                io.Latent.Input("latent_image", tooltip="An Empty Latent Image: only its width and height are used."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Which noises the paths start from. Keep it when you compare models.",
+                ),
+                io.Int.Input(
+                    "samples", default=4, min=1, max=1024, tooltip="How many paths to average over. More is steadier."
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=25,
+                    min=2,
+                    max=1000,
+                    tooltip="Euler steps along each path. 25 shows the shape of the curve; more resolve its ends.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="S", tooltip="The straightness, a mean over elements; 0 is straight."),
+                io.Image.Output(display_name="curve", tooltip="The same over time, from noise (t = 0) to image."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, positive: Any, latent_image: dict[str, Any], seed: int = 0, samples: int = 4, steps: int = 25
+    ) -> io.NodeOutput:
+        host.instaflow_sampling(model)
+        host.check_latent(model, latent_image)
+        empty = torch.zeros(samples, *latent_image["samples"].shape[1:])
+        result = measure_straightness(model, positive, host.host_noise({"samples": empty}, seed), steps)
+        points = {"S": (result.times.tolist(), result.curve.tolist())}
+        title = f"Straightness S = {result.value:.4g} (0 is straight)"
+        curve = draw_curve(points, title, "t (0 is noise, 1 is the image)", "mean squared deviation", y_from=0)
+        return io.NodeOutput(result.value, image_tensor([curve]))
+
+
+class InstaFlowCompare(io.ComfyNode):
+    """One step of InstaFlow beside many of a diffusion model, with the time each takes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowCompare",
+            display_name="InstaFlow Compare",
+            category="InstaFlow/analysis",
+            description="One step of InstaFlow beside many steps of a diffusion model from the same seed, with the "
+            "seconds each takes from noise to picture under it. Loading and text encoding are not counted.",
+            search_aliases=["compare", "benchmark", "side by side", "speed", "timing", "stable diffusion"],
+            inputs=[
+                io.Model.Input("model", tooltip="The InstaFlow, which takes one step without guidance."),
+                io.Model.Input(
+                    "teacher", tooltip="The model to compare with, such as Stable Diffusion 1.5 from a stock loader."
+                ),
+                io.Conditioning.Input("positive", tooltip="The prompt for both. They share Stable Diffusion's CLIP."),
+                io.Conditioning.Input("negative", tooltip="The teacher's negative prompt; an empty one will do."),
+                io.Latent.Input("latent_image", tooltip="An Empty Latent Image: the size and number of pictures."),
+                io.Vae.Input("vae", tooltip="Decodes both; decoding counts in both times."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The noise both start from.",
+                ),
+                io.Int.Input(
+                    "teacher_steps", default=25, min=1, max=1000, tooltip="Steps of the teacher; the paper takes 25."
+                ),
+                io.Float.Input(
+                    "teacher_guidance",
+                    default=5.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="The teacher's guidance (cfg); 5.0 made the data InstaFlow learned from. Above 1 each "
+                    "step costs two evaluations.",
+                ),
+                io.Combo.Input(
+                    "teacher_sampler",
+                    options=list(host.SAMPLERS),
+                    default="dpmpp_2m",
+                    tooltip="The teacher's sampler; dpmpp_2m is the second-order DPM-Solver++ of the paper.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="comparison", tooltip="InstaFlow on the left, the teacher on the right, seconds below."
+                ),
+                io.Float.Output(display_name="speed_up", tooltip="The teacher's seconds over InstaFlow's."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        teacher: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: dict[str, Any],
+        vae: Any,
+        seed: int = 0,
+        teacher_steps: int = 25,
+        teacher_guidance: float = 5.0,
+        teacher_sampler: str = "dpmpp_2m",
+    ) -> io.NodeOutput:
+        host.instaflow_sampling(model)
+        host.check_latent(model, latent_image)
+        if teacher_sampler not in host.SAMPLERS:
+            raise ValueError(f"There is no sampler {teacher_sampler!r}. Choose one of {', '.join(host.SAMPLERS)}.")
+        empty = {"samples": torch.zeros_like(latent_image["samples"])}
+        noise, both = host.host_noise(latent_image, seed), {"positive": positive, "negative": negative}
+
+        def flow(steps: int) -> Tensor:
+            sigmas = host.uniform_sigmas(steps)
+            return host.sample_euler(model, {"positive": positive}, 1.0, empty, noise, sigmas, seed)
+
+        def diffusion(steps: int) -> Tensor:
+            return host.sample_as_ksampler(teacher, both, teacher_guidance, noise, steps, teacher_sampler, seed)
+
+        (ours, fast), (theirs, slow) = stopwatch(vae, flow, 1), stopwatch(vae, diffusion, teacher_steps)
+        labels = [f"InstaFlow, 1 step\n{fast:.3g} s", f"{teacher_steps} steps of {teacher_sampler}\n{slow:.3g} s"]
+        pairs = zip(image_pictures(ours), image_pictures(theirs), strict=True)
+        return io.NodeOutput(image_tensor([labelled_row(pair, labels) for pair in pairs]), slow / fast)

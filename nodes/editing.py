@@ -1,0 +1,176 @@
+"""Nodes that work on the noise behind a picture: find it, and move it towards a picture that is wanted."""
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..instaflow_core.control import Control, control
+from ..instaflow_core.inversion import ITERATIONS, Inversion, invert
+from ..instaflow_core.solvers import Velocity
+from . import host
+from .noise import FixedNoise
+
+
+def inversion_report(result: Inversion) -> str:
+    """One line a picture on how well its noise gives it back."""
+    lines = [
+        f"Picture {i + 1}: error {ours:.4f} (reversing the steps naively: {naive:.4f})"
+        for i, (ours, naive) in enumerate(zip(result.residual.tolist(), result.naive_residual.tolist(), strict=True))
+    ]
+    return "\n".join(lines)
+
+
+def latent_mask(mask: Tensor, shape: torch.Size) -> Tensor:
+    """A MASK (B or 1, H, W) or (H, W) as (B, 1, h, w) for latents of that shape: the share of each latent's pixels."""
+    pixels = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    return torch.nn.functional.interpolate(pixels, shape[-2:], mode="area").expand(shape[0], -1, -1, -1)
+
+
+def matching(target: dict[str, Any], latent: dict[str, Any]) -> Tensor:
+    """The target's samples (B, C, H, W) for that latent; a single target serves a batch.
+
+    Raises:
+        ValueError: it has another size or number.
+    """
+    wanted, shape = target["samples"], latent["samples"].shape
+    if wanted.shape[1:] != shape[1:] or len(wanted) not in (1, shape[0]):
+        raise ValueError(
+            f"The target has the shape {tuple(wanted.shape)}, and latent_image {tuple(shape)}. "
+            "Give both the same size, and one target or as many as there are latents."
+        )
+    return wanted.expand(shape)
+
+
+def control_report(result: Control) -> str:
+    """One line a picture on how near it came."""
+    lines = [
+        f"Picture {i + 1}: distance to the target {before:.4f} → {after:.4f}"
+        for i, (before, after) in enumerate(zip(result.before.tolist(), result.after.tolist(), strict=True))
+    ]
+    return "\n".join(lines)
+
+
+class InstaFlowInvert(io.ComfyNode):
+    """The noise that makes a picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowInvert",
+            display_name="InstaFlow Invert",
+            category="InstaFlow/editing",
+            description="Finds the noise from which the flow makes this picture, in the same number of steps. Sample "
+            "with it again under another prompt to change what the picture shows and keep the rest.",
+            search_aliases=["inversion", "image to noise", "unsampler", "edit", "reverse", "ddim inversion"],
+            inputs=[
+                io.Model.Input("model", tooltip="The InstaFlow that will sample from the noise."),
+                io.Conditioning.Input("positive", tooltip="A prompt that says what the picture shows."),
+                io.Latent.Input("latent_image", tooltip="The picture, from VAE Encode with InstaFlow's own VAE."),
+                io.Int.Input(
+                    "steps",
+                    default=1,
+                    min=1,
+                    max=100,
+                    tooltip="The steps the sampler will take: 1 for InstaFlow, a few for a 2-rectified flow.",
+                ),
+            ],
+            outputs=[
+                io.Noise.Output(
+                    display_name="NOISE", tooltip="The noise, for InstaFlow Sampler or SamplerCustomAdvanced."
+                ),
+                io.Latent.Output(
+                    display_name="LATENT", tooltip="The same noise as a latent: the sampler's latent_image."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, positive: Any, latent_image: dict[str, Any], steps: int = 1) -> io.NodeOutput:
+        host.instaflow_sampling(model)
+        host.check_latent(model, latent_image)
+        x_1, tell = host.into_flow(model, latent_image["samples"]), host.progress(steps + ITERATIONS)
+        result = host.with_velocity(model, positive, x_1, lambda velocity, x: invert(velocity, x, steps, progress=tell))
+        noise = result.noise.cpu()
+        return io.NodeOutput(FixedNoise(noise, 0), {"samples": noise}, ui=ui.PreviewText(inversion_report(result)))
+
+
+class InstaFlowControl(io.ComfyNode):
+    """Noise moved by gradients until the picture agrees with a target."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowControl",
+            display_name="InstaFlow Control",
+            category="InstaFlow/editing",
+            description="Moves the noise, by gradients through the flow's few steps (FlowGrad), until the picture "
+            "agrees with a target inside a mask. Outside the flow makes what fits. No training.",
+            search_aliases=["flowgrad", "gradient guidance", "steer", "optimize noise", "inpaint"],
+            inputs=[
+                io.Model.Input("model", tooltip="The InstaFlow or 2-rectified flow to steer."),
+                io.Conditioning.Input("positive", tooltip="What the picture should show, from CLIP Text Encode."),
+                io.Latent.Input("latent_image", tooltip="An Empty Latent Image: the size and number of pictures."),
+                io.Latent.Input(
+                    "target", tooltip="What to agree with, from VAE Encode. One for all pictures, or one for each."
+                ),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Where to agree (white). Without a mask the whole picture counts."
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=30,
+                    min=0,
+                    max=10000,
+                    tooltip="How often the noise is moved. Each costs about four evaluations of the UNet a step.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.1,
+                    min=0.0001,
+                    max=10.0,
+                    step=0.01,
+                    round=0.0001,
+                    tooltip="How far a move may go; the noise's own deviation is 1. Less is slower and steadier.",
+                ),
+                io.Int.Input(
+                    "steps", default=1, min=1, max=100, tooltip="Euler steps from noise to picture: 1 for InstaFlow."
+                ),
+                io.Noise.Input(
+                    "noise", optional=True, tooltip="The noise to begin with. Without one it is that of seed 0."
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="LATENT", tooltip="The picture as a latent, for VAE Decode."),
+                io.Noise.Output(display_name="NOISE", tooltip="The noise it comes from, to sample from it again."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        latent_image: dict[str, Any],
+        target: dict[str, Any],
+        mask: Tensor | None = None,
+        iterations: int = 30,
+        learning_rate: float = 0.1,
+        steps: int = 1,
+        noise: Any | None = None,
+    ) -> io.NodeOutput:
+        host.instaflow_sampling(model)
+        host.check_latent(model, latent_image)
+        start = host.host_noise(latent_image, 0) if noise is None else noise.generate_noise(latent_image)
+        goal, tell = host.into_flow(model, matching(target, latent_image)), host.progress(iterations)
+        where = None if mask is None else latent_mask(mask, start.shape)
+
+        def work(velocity: Velocity, x_0: Tensor) -> Control:
+            there = None if where is None else where.to(x_0)
+            return control(velocity, x_0, goal.to(x_0), steps, iterations, learning_rate, there, tell)
+
+        result = host.with_velocity(model, positive, start, work)
+        picture = host.with_samples(latent_image, host.out_of_flow(model, result.x_1))
+        report = ui.PreviewText(control_report(result))
+        return io.NodeOutput(picture, FixedNoise(result.noise.cpu(), 0 if noise is None else noise.seed), ui=report)
