@@ -4,7 +4,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from .analysis import InstaFlowCompare, InstaFlowStraightness
 from .editing import InstaFlowControl, InstaFlowInvert
-from .loading import InstaFlowLoadCheckpoint, InstaFlowLoadUNet, InstaFlowModelSampling
+from .loading import InstaFlowLoadCheckpoint, InstaFlowLoadUNet, InstaFlowModelSampling, InstaFlowSaveCheckpoint
+from .merging import InstaFlowMergeDelta
 from .noise import InstaFlowInterpolateNoise, InstaFlowSeedNoise
 from .sampling import InstaFlowSampler, InstaFlowScheduler
 
@@ -12,6 +13,8 @@ NODES: list[type[io.ComfyNode]] = [
     InstaFlowLoadCheckpoint,
     InstaFlowLoadUNet,
     InstaFlowModelSampling,
+    InstaFlowSaveCheckpoint,
+    InstaFlowMergeDelta,
     InstaFlowSampler,
     InstaFlowScheduler,
     InstaFlowSeedNoise,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_base
@@ -27,6 +29,7 @@ import comfy.utils
 import folder_paths
 import latent_preview
 import torch
+from comfy.cli_args import args
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -111,15 +114,19 @@ def as_instaflow(model: Any) -> Any:
     Raises:
         ValueError: the MODEL is of another architecture.
     """
+    _check_sd15(model)
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", InstaFlowSampling())
+    return patched
+
+
+def _check_sd15(model: Any) -> None:
     config = model.model.model_config
     if not isinstance(config, comfy.supported_models.SD15):
         raise ValueError(
             f"This MODEL is a {type(config).__name__}; InstaFlow has the shape of Stable Diffusion 1.5. "
             "Connect a Stable Diffusion 1.5 MODEL that holds InstaFlow's weights."
         )
-    patched = model.clone()
-    patched.add_object_patch("model_sampling", InstaFlowSampling())
-    return patched
 
 
 def instaflow_sampling(model: Any) -> InstaFlowSampling:
@@ -284,6 +291,7 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     Raises:
         FormatError: the weights do not fill the UNet their configuration describes.
     """
+    from ..instaflow_core.checkpoints import described_part
     from ..instaflow_core.formats import table, to_ldm
 
     weights = to_ldm(checkpoint.unet, table("unet", checkpoint.unet_config), "")
@@ -307,6 +315,7 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     patcher = _patcher_class(disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
     assign = patcher.is_dynamic() if hasattr(patcher, "is_dynamic") else False
     _call(model.load_model_weights, weights, "", assign=assign)
+    patcher.set_attachments(_METADATA, described_part(checkpoint, "unet"))
     return patcher
 
 
@@ -318,6 +327,8 @@ def build_clip(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool 
     Raises:
         FormatError: the checkpoint has no text encoder, or not the one its configuration describes.
     """
+    from ..instaflow_core.checkpoints import described_part
+
     if checkpoint.text_encoder is None or checkpoint.text_config is None:
         raise _without("text encoder")
     check_config("text encoder", checkpoint.text_config)
@@ -346,6 +357,7 @@ def build_clip(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool 
         clip = comfy.sd.CLIP(target, **arguments)
         clip.load_sd(weights)
     _check_keys("text encoder", weights, clip.cond_stage_model.clip_l.transformer)
+    clip.patcher.set_attachments(_METADATA, described_part(checkpoint, "text_encoder"))
     return clip
 
 
@@ -355,6 +367,7 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     Raises:
         FormatError: the checkpoint has no VAE, or not the one its configuration describes.
     """
+    from ..instaflow_core.checkpoints import described_part
     from ..instaflow_core.formats import table, to_ldm
 
     if checkpoint.vae is None or checkpoint.vae_config is None:
@@ -366,6 +379,7 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     dtype = torch.float32 if weight_dtype == "fp32" else None
     vae = comfy.sd.VAE(sd=dict(weights), config=vae_config(checkpoint.vae_config), dtype=dtype)
     _check_keys("VAE", weights, vae.first_stage_model)
+    vae.patcher.set_attachments(_METADATA, described_part(checkpoint, "vae"))
     return vae
 
 
@@ -462,6 +476,143 @@ def _call(function: Callable[..., Any], *args: Any, **newer: Any) -> Any:
     """Call a host function, leaving out the keywords that only newer hosts take."""
     known = inspect.signature(function).parameters
     return function(*args, **{name: value for name, value in newer.items() if name in known})
+
+
+# --- Merging and saving ----------------------------------------------------------------------------------------------
+
+_METADATA = "instaflow"
+"""The attachment of our patchers that says what checkpoint they come from, as a saved one says it; clones keep it."""
+
+_UNET = "diffusion_model."
+
+
+def merge_delta(model: Any, finetuned: Any, base: Any, strength: float) -> Any:
+    """W + strength (W_finetuned - W_base) as a clone of `model` with the host's own weight patches.
+
+    No weight is copied: the host adds them up when it loads the clone, as it does for ModelMergeSubtract and
+    ModelMergeAdd. Patches of the three, such as a LoRA's, take part.
+
+    Raises:
+        FormatError: the UNets do not have the same tensors.
+    """
+    from ..instaflow_core.deltas import check_same, combined_licence
+
+    unets = {name: m.model_state_dict(_UNET) for name, m in (("base", base), ("model", model))}
+    advice = "All three have to be of the same architecture: an InstaFlow, a finetune, and the model it was made from."
+    for name, unet in unets.items():
+        check_same(finetuned.model_state_dict(_UNET), unet, ("`finetuned`", f"`{name}`"), advice, dtypes=False)
+    difference = finetuned.clone()
+    difference.add_patches(base.get_key_patches(_UNET), -1.0, 1.0)
+    merged = model.clone()
+    merged.add_patches(difference.get_key_patches(_UNET), strength, 1.0)
+    metadata = [_metadata(patcher) for patcher in (model, finetuned, base)]
+    merged.set_attachments(_METADATA, metadata[0] | combined_licence(*metadata))
+    return merged
+
+
+def save_checkpoint(model: Any, clip: Any, vae: Any, filename_prefix: str, hidden: Any) -> Path:
+    """Write MODEL, and CLIP and VAE where they are given, to one file in the host's output folder.
+
+    Args:
+        hidden: the running node's `hidden`, for the prompt and the workflow.
+
+    Raises:
+        ValueError: as `write_checkpoint`.
+    """
+    folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+    path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+    write_checkpoint(path, model, clip, vae, _prompt_metadata(hidden))
+    return path
+
+
+def write_checkpoint(path: Path, model: Any, clip: Any, vae: Any, more: dict[str, str] | None = None) -> None:
+    """Write MODEL, and CLIP and VAE where they are given, to a file that InstaFlow Load Checkpoint can read.
+
+    The host bakes all patches in. The file appears when it is whole and has been read back.
+
+    Args:
+        more: metadata beside what says what the model is.
+
+    Raises:
+        ValueError: they are not parts of an InstaFlow or of a Stable Diffusion 1.5.
+    """
+    from ..instaflow_core.atomic import replacing
+    from ..instaflow_core.deltas import combined_licence
+    from ..instaflow_core.sources import read_source
+
+    _check_sd15(model)
+    _check_parts(model, clip, vae)
+    described = _described_model(model)
+    beside = [_metadata(part.patcher) for part in (clip, vae) if part is not None]
+    configs = {key: known[key] for known in beside for key in known if key.endswith("_config")}
+    metadata = {"format": "pt"} | (more or {}) | configs | described | combined_licence(described, *beside)
+    with replacing(path) as temporary:
+        comfy.sd.save_checkpoint(str(temporary), model, clip, vae, metadata=metadata)
+        read_source(temporary)
+
+
+def _metadata(patcher: Any) -> dict[str, str]:
+    """What is known of a patcher's checkpoint; nothing where another loader made it."""
+    return patcher.get_attachment(_METADATA) or {}
+
+
+def _described_model(model: Any) -> dict[str, str]:
+    """The metadata of a MODEL's UNet: that of its checkpoint, as far as it is still sampled in the same way."""
+    from ..instaflow_core.checkpoints import Checkpoint, describe
+    from ..instaflow_core.configs import infer_unet_config
+
+    known = _metadata(model)
+    prediction = _prediction(model)
+    if known.get("instaflow.prediction") == prediction:
+        return known
+    kept = {key: known[key] for key in known if "license" in key or key == "instaflow.native_size"}
+    if "instaflow.unet_config" in known:
+        config = json.loads(known["instaflow.unet_config"])
+    else:
+        weights = model.model_state_dict(_UNET)
+        config = infer_unet_config({key.removeprefix(_UNET): tuple(w.shape) for key, w in weights.items()}, "ldm")
+    return describe(Checkpoint({}, config, metadata=kept | {"instaflow.prediction": prediction}))
+
+
+def _prediction(model: Any) -> str:
+    sampling = model.get_model_object("model_sampling")
+    if isinstance(sampling, InstaFlowSampling):
+        return "velocity"
+    # The host's other predictions are subclasses of this one with a calculation of their own.
+    if getattr(type(sampling), "calculate_denoised", None) is comfy.model_sampling.EPS.calculate_denoised:
+        return "epsilon"
+    kinds = " + ".join(kind.__name__ for kind in type(sampling).__bases__)
+    raise ValueError(
+        f"This MODEL is sampled as {kinds}, which an InstaFlow checkpoint cannot say. Expected an InstaFlow or a "
+        "Stable Diffusion 1.5 that predicts noise. Save it with ComfyUI's own Save Checkpoint."
+    )
+
+
+def _check_parts(model: Any, clip: Any, vae: Any) -> None:
+    """Raise ValueError for a CLIP or a VAE that cannot be in one checkpoint with this MODEL."""
+    advice = "Connect those the model came with, or Stable Diffusion 1.5's."
+    if clip is not None:
+        width = model.model.model_config.unet_config["context_dim"]
+        weights = clip.cond_stage_model.state_dict()
+        tokens = weights.get("clip_l.transformer.text_model.embeddings.token_embedding.weight", torch.empty(0, 0))
+        if tokens.shape[1] != width or not all(key.startswith("clip_l.") for key in weights):
+            raise ValueError(
+                f"This CLIP is a {type(clip.cond_stage_model).__name__} {tokens.shape[1]} wide; the MODEL reads one "
+                f"CLIP-L {width} wide. {advice}"
+            )
+    if vae is not None and vae.latent_channels != model.model.latent_format.latent_channels:
+        raise ValueError(
+            f"This VAE's latents have {vae.latent_channels} channels; the MODEL's have "
+            f"{model.model.latent_format.latent_channels}. {advice}"
+        )
+
+
+def _prompt_metadata(hidden: Any) -> dict[str, str]:
+    """What ran, as the host's own nodes save it; nothing under --disable-metadata."""
+    if args.disable_metadata or hidden is None:
+        return {}
+    extra = hidden.extra_pnginfo or {}
+    return {"prompt": json.dumps(hidden.prompt), **{key: json.dumps(value) for key, value in extra.items()}}
 
 
 # --- Where checkpoints lie -------------------------------------------------------------------------------------------

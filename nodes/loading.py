@@ -1,4 +1,4 @@
-"""Nodes that bring an InstaFlow into the host as its own MODEL, CLIP and VAE."""
+"""Nodes that bring an InstaFlow into the host as its own MODEL, CLIP and VAE, and write one back to a file."""
 
 from typing import Any
 
@@ -10,6 +10,8 @@ _DTYPE_TOOLTIP = (
     "The type the weights are kept in. default: what the host chooses for this machine. fp32: everything, text encoder "
     "and VAE too, for pictures that match the reference. fp16, bf16 and fp8: the UNet only, to save memory."
 )
+
+_PREFIX = "checkpoints/InstaFlow"
 
 
 def _weight_dtype(name: str) -> str:
@@ -114,3 +116,39 @@ class InstaFlowModelSampling(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
         return io.NodeOutput(host.as_instaflow(model))
+
+
+class InstaFlowSaveCheckpoint(io.ComfyNode):
+    """An InstaFlow as one file, with all that was patched into it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowSaveCheckpoint",
+            display_name="InstaFlow Save Checkpoint",
+            category="InstaFlow/model",
+            description="Writes a MODEL, with the LoRAs and differences patched into it, to one safetensors file that "
+            "InstaFlow Load Checkpoint recognises by itself. The stock checkpoint loader opens one of Stable Diffusion "
+            "1.5's size too.",
+            search_aliases=["instaflow", "save checkpoint", "export", "merge", "bake lora", "safetensors"],
+            inputs=[
+                io.Model.Input("model", tooltip="The InstaFlow (or its diffusion teacher) to save, patches included."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The text encoder to put into the file, patches included."
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="The autoencoder to put into the file."),
+                io.String.Input(
+                    "filename_prefix",
+                    default=_PREFIX,
+                    tooltip="Where in the output folder. Under checkpoints/, the loaders list the file after a refresh "
+                    "(R); use diffusion_models/ for a MODEL alone.",
+                ),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any = None, vae: Any = None, filename_prefix: str = _PREFIX) -> io.NodeOutput:
+        path = host.save_checkpoint(model, clip, vae, filename_prefix, cls.hidden)
+        return io.NodeOutput(ui={"text": (str(path),)})

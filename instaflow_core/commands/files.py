@@ -30,7 +30,7 @@ def _info(options: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
-        print(f"{name + ':':20}{json.dumps(value) if isinstance(value, dict) else value}")
+        print(f"{name + ':':20}{json.dumps(value) if isinstance(value, dict | list) else value}")
 
 
 def _facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -45,6 +45,8 @@ def _facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
         "licence": checkpoint.metadata.get("instaflow.license", "unknown"),
         "training": json.loads(training) if training else "no record",
     }
+    if "instaflow.merged" in checkpoint.metadata:
+        facts["merged"] = json.loads(checkpoint.metadata["instaflow.merged"])
     for part in PARTS:
         held = checkpoint.part(part)
         if held:

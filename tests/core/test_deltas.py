@@ -421,6 +421,8 @@ def test_commands(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     first, second, third = unets(models)
     name = "conv_out.weight"
     assert torch.equal(result.unet[name], first[name] - 0.5 * (second[name] - third[name]))
+    assert cli.main(["info", merged]) == 0
+    assert '"finetuned": "tuned.safetensors", "base": "base.safetensors", "strength": -0.5' in capsys.readouterr().out
     assert cli.main(["merge-delta", flow, delta, merged]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("Give another name, or --force to replace it.")
 

@@ -38,7 +38,7 @@ class OpenHost:
         kind = self.node(node_id)
         with torch.inference_mode():
             if hasattr(kind, "define_schema"):
-                return tuple(kind.EXECUTE_NORMALIZED(**inputs).result)
+                return tuple(kind.EXECUTE_NORMALIZED(**inputs).result or ())
             return tuple(getattr(kind(), kind.FUNCTION)(**inputs))
 
 

@@ -18,6 +18,8 @@ SOCKETS = {
     "InstaFlowLoadCheckpoint": ("checkpoint weight_dtype", "MODEL CLIP VAE"),
     "InstaFlowLoadUNet": ("unet_name weight_dtype", "MODEL"),
     "InstaFlowModelSampling": ("model", "MODEL"),
+    "InstaFlowSaveCheckpoint": ("model clip? vae? filename_prefix", ""),
+    "InstaFlowMergeDelta": ("model finetuned base strength", "MODEL"),
     "InstaFlowSampler": (
         "model positive latent_image seed steps guidance denoise negative? noise?",
         "LATENT",
