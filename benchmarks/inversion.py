@@ -81,7 +81,7 @@ def edited_well(before: Image.Image, after: Image.Image, old: Caption, new: Capt
     if second is None or not second.matches(new):
         return False
     moved = max(abs(first.x - second.x), abs(first.y - second.y))
-    return moved <= SAME_PLACE and abs(first.extent - second.extent) <= SAME_SIZE
+    return bool(moved <= SAME_PLACE and abs(first.extent - second.extent) <= SAME_SIZE)
 
 
 @torch.inference_mode()

@@ -42,8 +42,9 @@ def linearize(velocity: Velocity, x: Tensor, t: float) -> tuple[Tensor, Callable
 
     def pull_back(cotangent: Tensor) -> Tensor:
         with torch.inference_mode(False):
-            (gradient,) = torch.autograd.grad(value, start, cotangent.detach().clone())
-        return gradient
+            scale = cotangent.detach().abs().max().clamp(min=1e-30)  # small numbers would vanish in a float16 model
+            (gradient,) = torch.autograd.grad(value, start, cotangent.detach() / scale)
+            return gradient * scale
 
     return value.detach(), pull_back
 

@@ -1,5 +1,6 @@
 """Nodes that work on the noise behind a picture: find it, and move it towards a picture that is wanted."""
 
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from ..instaflow_core.inversion import ITERATIONS, Inversion, invert
 from ..instaflow_core.solvers import Velocity
 from . import host
 from .noise import FixedNoise
+
+_log = logging.getLogger(__name__)
 
 
 def inversion_report(result: Inversion) -> str:
@@ -92,8 +95,9 @@ class InstaFlowInvert(io.ComfyNode):
         host.check_latent(model, latent_image)
         x_1, tell = host.into_flow(model, latent_image["samples"]), host.progress(steps + ITERATIONS)
         result = host.with_velocity(model, positive, x_1, lambda velocity, x: invert(velocity, x, steps, progress=tell))
-        noise = result.noise.cpu()
-        return io.NodeOutput(FixedNoise(noise, 0), {"samples": noise}, ui=ui.PreviewText(inversion_report(result)))
+        noise, report = result.noise.cpu(), inversion_report(result)
+        _log.info("InstaFlow Invert: %s", report)
+        return io.NodeOutput(FixedNoise(noise, 0), {"samples": noise}, ui=ui.PreviewText(report))
 
 
 class InstaFlowControl(io.ComfyNode):
@@ -172,5 +176,6 @@ class InstaFlowControl(io.ComfyNode):
 
         result = host.with_velocity(model, positive, start, work)
         picture = host.with_samples(latent_image, host.out_of_flow(model, result.x_1))
-        report = ui.PreviewText(control_report(result))
-        return io.NodeOutput(picture, FixedNoise(result.noise.cpu(), 0 if noise is None else noise.seed), ui=report)
+        moved, report = FixedNoise(result.noise.cpu(), 0 if noise is None else noise.seed), control_report(result)
+        _log.info("InstaFlow Control: %s", report)
+        return io.NodeOutput(picture, moved, ui=ui.PreviewText(report))

@@ -1,14 +1,17 @@
 """Make the thumbnails of the workflows from real runs of them.
 
-    python3 scripts/devhost.py scripts/thumbnails.py
+    python3 scripts/devhost.py scripts/thumbnails.py [NAME...]
 
-A workflow's pictures stand side by side in its thumbnail. One whose checkpoint is not there gets a card with its name.
+A workflow's pictures stand side by side in its thumbnail, more than three of them in rows; videos are left out. One
+whose checkpoint is not there gets a card with its name.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
+import sys
 from pathlib import Path
 
 from comfy_client import ComfyClient, PromptFailed, PromptRefused
@@ -23,13 +26,15 @@ BACKGROUND, TEXT = (28, 28, 32), (235, 235, 235)
 
 
 def main() -> None:
-    """Write workflows/NAME.jpg for every workflows/NAME.json."""
+    """Write workflows/NAME.jpg for the named workflows/NAME.json, or for every one."""
+    paths = [ROOT / "workflows" / f"{name}.json" for name in sys.argv[1:]]
     with ComfyServer(located(), HOST_FOLDER / "base") as server:
         client = ComfyClient(server.url)
-        for path in sorted((ROOT / "workflows").glob("*.json")):
+        for path in paths or sorted((ROOT / "workflows").glob("*.json")):
             graph = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
             try:
-                thumbnail = side_by_side([Image.open(io.BytesIO(png)) for png in client.run_prompt(graph).images])
+                pictures = [Image.open(io.BytesIO(image)) for image in client.run_prompt(graph).images]
+                thumbnail = side_by_side([p for p in pictures if not getattr(p, "is_animated", False)])
             except (PromptRefused, PromptFailed) as error:
                 print(f"{path.stem}: {error}")
                 thumbnail = card(path.stem)
@@ -37,12 +42,18 @@ def main() -> None:
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """Square pictures in a row, enlarged without smoothing, in the middle of a square."""
-    side = (SIZE - GAP * (len(pictures) - 1)) // len(pictures)
+    """Pictures in equal cells of a square, as large as they fit without being stretched; small ones not smoothed."""
+    columns = len(pictures) if len(pictures) <= 3 else math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    side = (SIZE - GAP * (columns - 1)) // columns
+    top = (SIZE - rows * side - (rows - 1) * GAP) // 2
     square = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
     for i, picture in enumerate(pictures):
-        sized = picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
-        square.paste(sized, (i * (side + GAP), (SIZE - side) // 2))
+        scale = side / max(picture.size)
+        how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+        sized = picture.convert("RGB").resize((round(picture.width * scale), round(picture.height * scale)), how)
+        left, above = i % columns * (side + GAP), top + i // columns * (side + GAP)
+        square.paste(sized, (left + (side - sized.width) // 2, above + (side - sized.height) // 2))
     return square
 
 

@@ -38,6 +38,16 @@ def test_one_step_asks_the_field_once():
     assert asked == [0.0]
 
 
+def test_small_gradients_do_not_vanish_in_a_float16_model():
+    x = X.float()
+    _, pull_back = linearize(lambda x, t: x.half().square().float(), x, 0.0)
+    torch.testing.assert_close(pull_back(torch.full_like(x, 1e-9)), 2e-9 * x, rtol=5e-3, atol=0)
+
+
+def test_nothing_pulled_back_is_nothing():
+    assert torch.equal(linearize(bend, X, 0.0)[1](torch.zeros_like(X)), torch.zeros_like(X))
+
+
 def test_a_model_made_in_inference_mode():
     """As a host makes them: autograd alone refuses to save such weights."""
     with torch.inference_mode():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +14,7 @@ import pytest
 import requests
 from comfy_client import PromptResult
 from devhost import PACK_NAME, ROOT
-from PIL import Image
+from PIL import Image, ImageSequence
 from small_models import small_checkpoint
 from workflow import to_prompt
 
@@ -54,6 +54,9 @@ def test_all_are_here() -> None:
         "01_one_step_text_to_image",
         "02_instaflow_0.9B_text_to_image",
         "03_few_step_2_rectified_flow",
+        "04_compare_with_stable_diffusion",
+        "07_noise_interpolation",
+        "08_invert_and_edit",
     ]
 
 
@@ -161,3 +164,38 @@ def test_few_steps_side_by_side(server: Any) -> None:
         assert np.abs(a - b).max() > 1
     # Neighbours in steps are more alike than pictures from two different noises could be.
     assert np.abs(images[1] - images[2]).mean() < 40
+
+
+def test_one_step_beside_the_teacher(server: Any) -> None:
+    """Both pictures are drawn and differ, and one step is faster than 25 with guidance."""
+    result = run(server, "04_compare_with_stable_diffusion")
+    (image,) = result.images
+    drawn = pixels(image)
+    halves = drawn[20:380, 20:380], drawn[20:380, -380:-20]
+    assert all(half.std() > 10 for half in halves)
+    assert (halves[0] != halves[1]).any()
+    (speed_up,) = next(shown["text"] for shown in result.outputs.values() if "text" in shown)
+    assert float(speed_up) > 1
+
+
+def test_frames_between_two_noises(server: Any) -> None:
+    """Neighbouring frames are more alike than the ends; the mixed prompt changes all of them."""
+    images = run(server, "07_noise_interpolation").images
+    videos = [video for video in map(Image.open, map(io.BytesIO, images)) if getattr(video, "is_animated", False)]
+    frames = [pixels(image).astype(float) for image in images if image.startswith(b"\x89PNG")]
+    mixed, same = ([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(v)] for v in videos)
+    assert [frame.shape for frame in frames] == [(64, 64, 3)] * 9
+    assert all(np.array_equal(a, b) for a, b in zip(frames, same, strict=True))
+    changes = [np.abs(a - b).mean() for a, b in pairwise(frames)]
+    assert max(changes) > 0.1
+    assert np.mean(changes) < np.abs(frames[0] - frames[-1]).mean()
+    assert all(np.abs(a - b).max() > 10 for a, b in zip(frames, mixed, strict=True))
+
+
+def test_a_picture_given_back_and_edited(server: Any) -> None:
+    before, again, after = (pixels(image).astype(float) for image in run(server, "08_invert_and_edit").images)
+    assert np.abs(before - again).mean() < np.abs(before - after).mean() / 3
+    changed = np.abs(before - after).max(-1) > 60
+    assert 0.02 < changed.mean() < 0.6
+    assert after[changed][:, 2].mean() > before[changed][:, 2].mean()  # from red to blue
+    assert after[changed][:, 0].mean() < before[changed][:, 0].mean()
