@@ -22,7 +22,7 @@ from .samples import Samples, draw_losses
 from .stages import PairBatches, ReflowBatches, distill_step, reflow_step
 from .storage import Folder
 from .training import TrainConfig, fit
-from .triplets import SetInfo
+from .triplets import SetInfo, read_info
 from .weightfiles import fingerprint, write_weights
 
 STAGES = ("reflow", "distill")
@@ -126,6 +126,14 @@ def train(
             _save_lora(unet, work / "lora.safetensors")
         _save(_trained(init, unet, request, triplets.info), out, request.dtype)
     return Trained(out, result.losses, curve, is_main)
+
+
+def equal_parts(batch_size: int, folder: Folder) -> int:
+    """How many equal parts to go through a batch in, so that none has more than four latents of 512 pixels: what a GPU
+    of 24 GB can hold beside a full training."""
+    _, height, width = read_info(folder).latent_shape
+    most = max(1, 4 * 64 * 64 // (height * width))
+    return next(parts for parts in range(1, batch_size + 1) if batch_size % parts == 0 and batch_size // parts <= most)
 
 
 def work_folder(out: Path) -> Path:

@@ -8,6 +8,7 @@ from .loading import InstaFlowLoadCheckpoint, InstaFlowLoadUNet, InstaFlowModelS
 from .merging import InstaFlowMergeDelta
 from .noise import InstaFlowInterpolateNoise, InstaFlowSeedNoise
 from .sampling import InstaFlowSampler, InstaFlowScheduler
+from .training import InstaFlowDistill, InstaFlowReflow, InstaFlowTriplets
 
 NODES: list[type[io.ComfyNode]] = [
     InstaFlowLoadCheckpoint,
@@ -23,6 +24,9 @@ NODES: list[type[io.ComfyNode]] = [
     InstaFlowControl,
     InstaFlowStraightness,
     InstaFlowCompare,
+    InstaFlowTriplets,
+    InstaFlowReflow,
+    InstaFlowDistill,
 ]
 
 

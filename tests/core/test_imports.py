@@ -38,7 +38,6 @@ CORE: dict[str, set[str]] = {
     "comparison": set(),
     "configs": {"keytables", "weightfiles"},
     "control": {"inversion", "solvers"},
-    "control": {"inversion", "solvers"},
     "curves": set(),
     "deltas": {"checkpoints", "formats", "weightfiles"},
     "flow": set(),

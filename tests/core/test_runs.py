@@ -20,7 +20,10 @@ from instaflow_core.__main__ import main
 from instaflow_core.checkpoints import build_unet, load, save
 from instaflow_core.losses import perceptual_loss
 from instaflow_core.prompts import read_prompts
+from instaflow_core.runs import equal_parts
 from instaflow_core.shapes.anatomy import new_vae
+from instaflow_core.storage import Folder
+from instaflow_core.triplets import SetInfo, claim
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["a red star on a blue background", "a green ring on a white background", "a black heart on a red background"]
@@ -152,6 +155,12 @@ def test_bad_input_for_training_is_one_clear_line(folder, capsys, monkeypatch, t
     error = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
     assert message in error
     assert not (folder / "bad.safetensors").exists()
+
+
+@pytest.mark.parametrize(("side", "parts"), [(8, 1), (64, 16), (128, 64)])
+def test_a_batch_is_taken_in_parts_that_fit_a_gpu(tmp_path, side, parts):
+    claim(Folder(tmp_path), SetInfo(0, 0, (4, side, side)))
+    assert equal_parts(64, Folder(tmp_path)) == parts
 
 
 def test_prompts_come_from_any_column(tmp_path):

@@ -37,6 +37,18 @@ SOCKETS = {
         "model teacher positive negative latent_image vae seed teacher_steps teacher_guidance teacher_sampler",
         "IMAGE FLOAT",
     ),
+    "InstaFlowTriplets": (
+        "model clip prompts count steps guidance width height batch_size seed name",
+        "INSTAFLOW_TRIPLETS",
+    ),
+    "InstaFlowReflow": (
+        "model triplets iterations batch_size learning_rate ema method resume seed name vae?",
+        "MODEL IMAGE",
+    ),
+    "InstaFlowDistill": (
+        "model triplets loss iterations batch_size learning_rate ema method resume seed name vae?",
+        "MODEL IMAGE",
+    ),
 }
 
 

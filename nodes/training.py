@@ -1,0 +1,283 @@
+"""Nodes that make an InstaFlow: triplets from a teacher, reflow, distillation (the paper's three steps)."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import host, host_training
+
+
+@dataclass(frozen=True)
+class TripletSet:
+    """An INSTAFLOW_TRIPLETS: the folder a set lies in, and the CLIP its prompts are read with."""
+
+    folder: Path
+    clip: Any
+
+
+Triplets = io.Custom("INSTAFLOW_TRIPLETS")
+
+_PROMPTS = "\n".join(
+    [
+        "a red circle on a white background",
+        "a yellow star on a blue background",
+        "a large green heart on a black background",
+    ]
+)
+# No control after generate: another seed would be another run, where queueing again should go on with this one.
+_SEED: dict[str, Any] = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": False}
+
+
+class InstaFlowTriplets(io.ComfyNode):
+    """Step 1: what a teacher makes of prompts and noise."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowTriplets",
+            display_name="InstaFlow Triplets",
+            category="InstaFlow/training",
+            description="Lets a teacher draw many prompts and keeps (text, noise, latent) on disk: what reflow and "
+            "distillation learn from. Cancel and queue again to go on; a finished set is not made twice.",
+            search_aliases=["instaflow", "dataset", "training data", "reflow", "teacher samples"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The teacher: a Stable Diffusion 1.5 for reflow, the 2-rectified flow for distillation.",
+                ),
+                io.Clip.Input("clip", tooltip="The teacher's text encoder."),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    default=_PROMPTS,
+                    tooltip="One prompt a line, used again as often as needed; or the name of a text file in the "
+                    "input folder.",
+                ),
+                io.Int.Input("count", default=1000, min=1, max=10_000_000, tooltip="How many triplets to make."),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Steps of the teacher. The paper: 25."),
+                io.Float.Input(
+                    "guidance",
+                    default=5.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance of the teacher. The paper: 5.0 for Stable Diffusion, 1.5 for a 2-rectified flow.",
+                ),
+                io.Int.Input("width", default=512, min=8, max=4096, step=8, tooltip="Width of the pictures in pixels."),
+                io.Int.Input(
+                    "height", default=512, min=8, max=4096, step=8, tooltip="Height of the pictures in pixels."
+                ),
+                io.Int.Input("batch_size", default=8, min=1, max=1024, tooltip="Pictures to make at once."),
+                io.Int.Input("seed", **_SEED, tooltip="Seed of the noise: picture i starts from noise (seed, i)."),
+                io.String.Input(
+                    "name",
+                    default="my-triplets",
+                    tooltip="Folder of the set, under output/instaflow/triplets. Another teacher, prompt or number "
+                    "needs another name.",
+                ),
+            ],
+            outputs=[Triplets.Output(display_name="triplets", tooltip="For InstaFlow Reflow or InstaFlow Distill.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        prompts: str,
+        count: int,
+        steps: int,
+        guidance: float,
+        width: int,
+        height: int,
+        batch_size: int,
+        seed: int,
+        name: str,
+    ) -> io.NodeOutput:
+        from ..instaflow_core.sets import TripletRequest, make_triplets
+        from ..instaflow_core.storage import Folder
+
+        folder = host_training.set_folder(name)
+        progress = host_training.Progress(count)
+        teacher = host_training.as_checkpoint(model, clip, None)
+        request = TripletRequest(count, seed, steps, guidance, width, height, batch_size)
+        with host_training.training_device() as device:
+            texts = host_training.prompts(prompts, count)
+            make_triplets(teacher, request, texts, Folder(folder), device, progress.add)
+        return io.NodeOutput(TripletSet(folder, clip))
+
+
+def _training_inputs(model_tooltip: str, name: str) -> list[Any]:
+    """The inputs that both trainings have. The defaults are the paper's where one GPU can follow it."""
+    return [
+        io.Model.Input("model", tooltip=model_tooltip),
+        Triplets.Input("triplets", tooltip="The set to learn from, of InstaFlow Triplets."),
+        io.Int.Input("iterations", default=1000, min=1, max=10_000_000, tooltip="Optimiser steps in all."),
+        io.Int.Input("batch_size", default=64, min=1, max=4096, tooltip="Triplets to a step. The paper: 64 and more."),
+        io.Float.Input(
+            "learning_rate",
+            default=1e-6,
+            min=0.0,
+            max=1.0,
+            step=1e-7,
+            round=False,
+            tooltip="Of AdamW, reached after a tenth of the iterations (1000 at most). The paper: 1e-6; small models "
+            "and LoRAs take 1e-4 and more.",
+        ),
+        io.Float.Input(
+            "ema",
+            default=0.9999,
+            min=0.0,
+            max=0.99999,
+            step=0.0001,
+            round=False,
+            tooltip="Decay of the weights' moving average, which is the result. The paper: 0.9999; runs of a few "
+            "thousand iterations take 0.999 or less.",
+        ),
+        io.Combo.Input(
+            "method", options=["full", "lora"], default="full", tooltip="Train all weights, or a LoRA (less memory)."
+        ),
+        io.Boolean.Input(
+            "resume",
+            default=True,
+            tooltip="Go on with the run of this name, if there is one. Off: refuse to touch what is there.",
+        ),
+        io.Int.Input("seed", **_SEED, tooltip="Seed of the order of the triplets and of the times."),
+        io.String.Input(
+            "name",
+            default=name,
+            tooltip="The result goes to output/checkpoints/NAME.safetensors, where InstaFlow Load Checkpoint lists it "
+            "after a refresh (R).",
+        ),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="To show samples during the training, and to go into the checkpoint, which then stands alone.",
+        ),
+    ]
+
+
+_TRAINING_OUTPUTS = [
+    io.Model.Output(display_name="model", tooltip="The trained model, loaded from its file."),
+    io.Image.Output(display_name="loss curve", tooltip="The loss over the iterations."),
+]
+
+
+class InstaFlowReflow(io.ComfyNode):
+    """Step 2: the teacher's trajectories, straightened."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="InstaFlowReflow",
+            display_name="InstaFlow Reflow",
+            category="InstaFlow/training",
+            description="Trains a 2-rectified flow on a teacher's triplets, starting from the teacher. Cancel keeps a "
+            "checkpoint; queue again to go on. The result is always saved.",
+            search_aliases=["instaflow", "train", "rectified flow", "finetune", "2-rectified flow"],
+            inputs=_training_inputs("The teacher the triplets are from.", "my-2-rectified-flow"),
+            outputs=_TRAINING_OUTPUTS,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        triplets: TripletSet,
+        iterations: int,
+        batch_size: int,
+        learning_rate: float,
+        ema: float,
+        method: str,
+        resume: bool,
+        seed: int,
+        name: str,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        numbers = {"batch_size": batch_size, "method": method, "seed": seed}
+        return _train("reflow", model, triplets, _config(iterations, learning_rate, ema), resume, name, vae, numbers)
+
+
+class InstaFlowDistill(io.ComfyNode):
+    """Step 3: the 2-rectified flow in one step."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        loss = io.Combo.Input(
+            "loss",
+            options=["l2", "huber", "lpips"],
+            default="l2",
+            tooltip="Distance from the flow's end point. The paper: l2, then lpips on decoded pictures (needs `vae` "
+            "and the lpips package). huber forgives what the model cannot fit yet.",
+        )
+        inputs = _training_inputs("The 2-rectified flow that made the triplets.", "my-instaflow")
+        return host.schema(
+            node_id="InstaFlowDistill",
+            display_name="InstaFlow Distill",
+            category="InstaFlow/training",
+            description="Distils a 2-rectified flow into one step, on triplets that it made itself. Cancel keeps a "
+            "checkpoint; queue again to go on. The result is always saved.",
+            search_aliases=["instaflow", "train", "one step", "distillation", "student"],
+            inputs=[*inputs[:2], loss, *inputs[2:]],
+            outputs=_TRAINING_OUTPUTS,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        triplets: TripletSet,
+        loss: str,
+        iterations: int,
+        batch_size: int,
+        learning_rate: float,
+        ema: float,
+        method: str,
+        resume: bool,
+        seed: int,
+        name: str,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        numbers = {"batch_size": batch_size, "method": method, "seed": seed, "loss": loss}
+        return _train("distill", model, triplets, _config(iterations, learning_rate, ema), resume, name, vae, numbers)
+
+
+def _config(iterations: int, learning_rate: float, ema: float) -> Any:
+    from ..instaflow_core.training import TrainConfig
+
+    every = max(1, iterations // 20)
+    return TrainConfig(
+        iterations=iterations,
+        learning_rate=learning_rate,
+        warmup=min(1000, iterations // 10),
+        ema=ema,
+        checkpoint_every=every,
+        snapshot_every=every,
+    )
+
+
+def _train(
+    stage: str,
+    model: Any,
+    triplets: TripletSet,
+    config: Any,
+    resume: bool,
+    name: str,
+    vae: Any,
+    numbers: dict[str, Any],
+) -> io.NodeOutput:
+    from ..instaflow_core.comparison import image_tensor
+    from ..instaflow_core.runs import TrainRequest, equal_parts, train
+    from ..instaflow_core.storage import Folder
+
+    out, folder = host_training.result_path(name), Folder(triplets.folder)
+    progress = host_training.Progress(config.iterations)
+    init = host_training.as_checkpoint(model, triplets.clip, vae)
+    with host_training.training_device() as device:
+        precision, parts = host_training.precision(), equal_parts(numbers["batch_size"], folder)
+        config = replace(config, precision=precision, accumulate=parts)
+        request = TrainRequest(stage, config, checkpointing=device != "cpu", **numbers)
+        trained = train(init, folder, request, out, resume, device, progress.at, progress.show)
+    return io.NodeOutput(host.load_model(str(out), "default"), image_tensor([trained.curve]))

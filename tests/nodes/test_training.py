@@ -1,0 +1,146 @@
+"""The training nodes on the real host: the paper's three steps on a small random model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import install
+
+from instaflow_core.checkpoints import load
+from instaflow_core.records import Triplets
+from instaflow_core.storage import Folder
+from instaflow_core.triplets import read_info
+
+PROMPTS = "a red circle on a blue background\n\na green star on a white background"
+
+
+@pytest.fixture(scope="module")
+def output(host: Any) -> Path:
+    """The host's output folder, the small models installed."""
+    import folder_paths
+
+    install(host.base / "models")
+    Path(folder_paths.get_temp_directory()).mkdir(parents=True, exist_ok=True)
+    return Path(folder_paths.get_output_directory())
+
+
+@pytest.fixture(scope="module")
+def teacher(host: Any, output: Path) -> tuple[Any, Any, Any]:
+    return host.run("InstaFlowLoadCheckpoint", checkpoint="teacher.safetensors", weight_dtype="fp32")
+
+
+def triplets(host: Any, teacher: tuple[Any, Any, Any], name: str = "set", **inputs: Any) -> Any:
+    numbers = {"count": 6, "steps": 2, "guidance": 3.0, "width": 64, "height": 64, "batch_size": 4, "seed": 1}
+    model, clip, _ = teacher
+    return host.run(
+        "InstaFlowTriplets", model=model, clip=clip, name=name, **({"prompts": PROMPTS} | numbers | inputs)
+    )[0]
+
+
+def train(host: Any, node: str, model: Any, made: Any, name: str, vae: Any = None, **inputs: Any) -> tuple[Any, Any]:
+    numbers = {"iterations": 4, "batch_size": 2, "learning_rate": 1e-3, "ema": 0.5, "method": "full", "seed": 0}
+    more = {"loss": "huber"} if node == "InstaFlowDistill" else {}
+    return host.run(node, model=model, triplets=made, name=name, vae=vae, resume=True, **(numbers | more | inputs))
+
+
+def sample(host: Any, model: Any, clip: Any) -> torch.Tensor:
+    (positive,) = host.run("CLIPTextEncode", clip=clip, text="a red circle")
+    (latent,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
+    return host.run(
+        "InstaFlowSampler",
+        model=model,
+        positive=positive,
+        latent_image=latent,
+        seed=0,
+        steps=1,
+        guidance=1.0,
+        denoise=1.0,
+    )[0]["samples"]
+
+
+def test_a_teacher_becomes_a_one_step_model(host: Any, output: Path, teacher: Any) -> None:
+    model, clip, vae = teacher
+    made = triplets(host, teacher)
+    assert made.folder == output / "instaflow" / "triplets" / "set"
+    flow, curve = train(host, "InstaFlowReflow", model, made, "two", vae)
+    assert curve.shape == (1, 512, 768, 3)
+    again = triplets(host, (flow, clip, vae), "flow-set", guidance=1.5)
+    student, _ = train(host, "InstaFlowDistill", flow, again, "folder/one", vae)
+    samples = sample(host, student, clip)
+    assert samples.shape == (1, 4, 8, 8)
+    assert torch.isfinite(samples).all()
+    saved = load(output / "checkpoints" / "folder" / "one.safetensors")
+    assert (saved.stage, saved.prediction) == ("one-step", "velocity")
+    assert saved.text_encoder and saved.vae
+    before = model.model.diffusion_model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher_weights(host).items())
+
+
+def teacher_weights(host: Any) -> dict[str, torch.Tensor]:
+    model, _, _ = host.run("InstaFlowLoadCheckpoint", checkpoint="teacher.safetensors", weight_dtype="fp32")
+    return model.model.diffusion_model.state_dict()
+
+
+def test_patches_of_the_model_are_trained_from(host: Any, output: Path, teacher: Any) -> None:
+    model, clip, vae = teacher
+    patched, _ = host.run(
+        "LoraLoader", model=model, clip=clip, lora_name="small.safetensors", strength_model=1.0, strength_clip=0.0
+    )
+    plain = triplets(host, teacher, "plain")
+    other = triplets(host, (patched, clip, vae), "patched")
+    first, second = (read_info(Folder(made.folder)).source["teacher"] for made in (plain, other))
+    assert first != second
+
+
+def test_a_finished_set_is_not_made_twice_and_another_needs_another_name(host: Any, teacher: Any) -> None:
+    made = triplets(host, teacher, "once")
+    before = {path.name: path.stat().st_mtime_ns for path in made.folder.iterdir()}
+    triplets(host, teacher, "once")
+    assert {path.name: path.stat().st_mtime_ns for path in made.folder.iterdir()} == before
+    with pytest.raises(ValueError, match="Choose another folder"):
+        triplets(host, teacher, "once", seed=2)
+
+
+def test_prompts_can_lie_in_the_input_folder(host: Any, teacher: Any) -> None:
+    import folder_paths
+
+    folder = Path(folder_paths.get_input_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prompts.txt").write_text("one\ntwo\n")
+    made = triplets(host, teacher, "from-file", prompts="prompts.txt")
+    block, _ = next(Triplets(Folder(made.folder)).draw(range(6)))
+    assert block.texts == ["one", "two"] * 3
+
+
+def test_cancel_leaves_a_checkpoint_and_queueing_again_goes_on(host: Any, output: Path, teacher: Any) -> None:
+    import comfy.model_management
+    import comfy.utils
+
+    model, _, _ = teacher
+    made = triplets(host, teacher)
+    whole, _ = train(host, "InstaFlowReflow", model, made, "whole", iterations=8)
+
+    def cancel(done: int, total: int, *_: Any, **__: Any) -> None:
+        if (done, total) == (5, 8):
+            comfy.model_management.interrupt_current_processing()
+
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(cancel)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(host, "InstaFlowReflow", model, made, "parts", iterations=8)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(before)
+    assert torch.load(output / "checkpoints" / "parts.training" / "state.pt", weights_only=True)["step"] == 5
+    parts, _ = train(host, "InstaFlowReflow", model, made, "parts", iterations=8)
+    expected = whole.model.diffusion_model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.model.diffusion_model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["../outside", "/absolute", "", "a/../b", "con:"])
+def test_a_name_stays_inside_the_output_folder(host: Any, teacher: Any, name: str) -> None:
+    with pytest.raises(ValueError, match="Give a plain name"):
+        triplets(host, teacher, name)
