@@ -181,7 +181,8 @@ def test_models_that_do_not_fit(host: Any, models: Path) -> None:
 
 def save_node(host: Any, hidden: dict[Any, Any] | None = None, **inputs: Any) -> Path:
     """Run InstaFlowSaveCheckpoint as the executor does; the file it wrote."""
-    node = host.node("InstaFlowSaveCheckpoint").PREPARE_CLASS_CLONE(hidden)
+    node = host.node("InstaFlowSaveCheckpoint").PREPARE_CLASS_CLONE(None)
+    node.hidden = type(node.hidden).from_dict(hidden)
     with torch.inference_mode():
         output = node.EXECUTE_NORMALIZED(**inputs)
     return Path(output.ui["text"][0])
