@@ -255,7 +255,7 @@ class _Work(comfy.samplers.Sampler):
     ) -> Tensor:
         def velocity(x: Tensor, t: float) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            levels = torch.full((len(x),), flow.sigma_from_time(t), device=x.device)
+            levels = torch.full((len(x),), float(flow.sigma_from_time(t)), device=x.device)
             return flow.velocity_from_denoised(x, model_wrap(x, levels, **extra_args), levels)
 
         self.result = self.work(velocity, noise)

@@ -66,6 +66,14 @@ def test_denoised_adds_sigma_times_the_velocity(t: float):
     torch.testing.assert_close(flow.denoised_from_velocity(x_t, v, flow.sigma_from_time(t)), x_1)
 
 
+@pytest.mark.parametrize("t", [0.0, 0.3, torch.tensor([0.0, 0.2, 0.9], dtype=torch.float64)])
+def test_the_velocity_comes_back_from_what_a_host_calls_denoised(t):
+    x_0, x_1 = pair()
+    x_t = flow.interpolate(x_0, x_1, t)
+    v = flow.velocity_from_denoised(x_t, x_1, flow.sigma_from_time(t))
+    torch.testing.assert_close(v, flow.velocity(x_0, x_1))
+
+
 def test_a_diffusion_state_lands_on_the_line():
     x_0, x_1 = pair()
     alpha = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
