@@ -15,7 +15,7 @@ import folder_paths
 import torch
 from PIL import Image
 
-from . import host
+from . import host_saving
 
 if TYPE_CHECKING:
     from ..instaflow_core.checkpoints import Checkpoint
@@ -36,7 +36,7 @@ def training_device() -> Iterator[str]:
 
 
 def precision() -> str:
-    """"bf16" where the host would compute in it, "no" for float32 elsewhere."""
+    """ "bf16" where the host would compute in it, "no" for float32 elsewhere."""
     device = comfy.model_management.get_torch_device()
     on_cpu = comfy.model_management.is_device_cpu(device)
     return "bf16" if not on_cpu and comfy.model_management.should_use_bf16(device) else "no"
@@ -48,7 +48,7 @@ def as_checkpoint(model: Any, clip: Any, vae: Any) -> Checkpoint:
 
     with tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()) as folder:
         path = Path(folder) / "checkpoint.safetensors"
-        host.write_checkpoint(path, model, clip, vae)
+        host_saving.write_checkpoint(path, model, clip, vae)
         checkpoint = load(path)
         # The file goes away, and the tensors are views of it.
         for weights in (checkpoint.unet, checkpoint.text_encoder or {}, checkpoint.vae or {}):

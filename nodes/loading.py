@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host
+from . import host, host_checkpoints, host_saving
 
 _DTYPE_TOOLTIP = (
     "The type the weights are kept in. default: what the host chooses for this machine. fp32: everything, text encoder "
@@ -15,8 +15,8 @@ _PREFIX = "checkpoints/InstaFlow"
 
 
 def _weight_dtype(name: str) -> str:
-    if name not in host.WEIGHT_DTYPES:
-        raise ValueError(f"Unknown weight_dtype {name!r}; expected one of {', '.join(host.WEIGHT_DTYPES)}.")
+    if name not in host_checkpoints.WEIGHT_DTYPES:
+        raise ValueError(f"Unknown weight_dtype {name!r}; expected one of {', '.join(host_checkpoints.WEIGHT_DTYPES)}.")
     return name
 
 
@@ -35,12 +35,15 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=list(host.checkpoint_sources()),
+                    options=list(host_checkpoints.checkpoint_sources()),
                     tooltip="A built-in model, a single file of models/checkpoints, or a diffusers folder of "
                     "models/diffusers (one that holds unet/ or model_index.json).",
                 ),
                 io.Combo.Input(
-                    "weight_dtype", options=list(host.WEIGHT_DTYPES), default="default", tooltip=_DTYPE_TOOLTIP
+                    "weight_dtype",
+                    options=list(host_checkpoints.WEIGHT_DTYPES),
+                    default="default",
+                    tooltip=_DTYPE_TOOLTIP,
                 ),
             ],
             outputs=[
@@ -55,8 +58,8 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
         folders = "the built-in models, models/checkpoints and models/diffusers"
-        source = host.resolve(checkpoint, host.checkpoint_sources(), folders)
-        return io.NodeOutput(*host.load_all(source, _weight_dtype(weight_dtype)))
+        source = host_checkpoints.resolve(checkpoint, host_checkpoints.checkpoint_sources(), folders)
+        return io.NodeOutput(*host_checkpoints.load_all(source, _weight_dtype(weight_dtype)))
 
 
 class InstaFlowLoadUNet(io.ComfyNode):
@@ -74,11 +77,14 @@ class InstaFlowLoadUNet(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "unet_name",
-                    options=list(host.unet_sources()),
+                    options=list(host_checkpoints.unet_sources()),
                     tooltip="A file of models/diffusion_models, or the unet/ of a folder in models/diffusers.",
                 ),
                 io.Combo.Input(
-                    "weight_dtype", options=list(host.WEIGHT_DTYPES), default="default", tooltip=_DTYPE_TOOLTIP
+                    "weight_dtype",
+                    options=list(host_checkpoints.WEIGHT_DTYPES),
+                    default="default",
+                    tooltip=_DTYPE_TOOLTIP,
                 ),
             ],
             outputs=[
@@ -88,8 +94,10 @@ class InstaFlowLoadUNet(io.ComfyNode):
 
     @classmethod
     def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
-        source = host.resolve(unet_name, host.unet_sources(), "models/diffusion_models and models/diffusers")
-        return io.NodeOutput(host.load_model(source, _weight_dtype(weight_dtype)))
+        source = host_checkpoints.resolve(
+            unet_name, host_checkpoints.unet_sources(), "models/diffusion_models and models/diffusers"
+        )
+        return io.NodeOutput(host_checkpoints.load_model(source, _weight_dtype(weight_dtype)))
 
 
 class InstaFlowModelSampling(io.ComfyNode):
@@ -150,5 +158,5 @@ class InstaFlowSaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any = None, vae: Any = None, filename_prefix: str = _PREFIX) -> io.NodeOutput:
-        path = host.save_checkpoint(model, clip, vae, filename_prefix, cls.hidden)
+        path = host_saving.save_checkpoint(model, clip, vae, filename_prefix, cls.hidden)
         return io.NodeOutput(ui={"text": (str(path),)})

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host
+from . import host, host_saving
 
 
 class InstaFlowMergeDelta(io.ComfyNode):
@@ -45,4 +45,4 @@ class InstaFlowMergeDelta(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, finetuned: Any, base: Any, strength: float) -> io.NodeOutput:
-        return io.NodeOutput(host.merge_delta(model, finetuned, base, strength))
+        return io.NodeOutput(host_saving.merge_delta(model, finetuned, base, strength))

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host, host_training
+from . import host, host_checkpoints, host_training
 
 
 @dataclass(frozen=True)
@@ -280,4 +280,4 @@ def _train(
         config = replace(config, precision=precision, accumulate=parts)
         request = TrainRequest(stage, config, checkpointing=device != "cpu", **numbers)
         trained = train(init, folder, request, out, resume, device, progress.at, progress.show)
-    return io.NodeOutput(host.load_model(str(out), "default"), image_tensor([trained.curve]))
+    return io.NodeOutput(host_checkpoints.load_model(str(out), "default"), image_tensor([trained.curve]))

@@ -248,7 +248,7 @@ def test_what_the_host_has_no_modules_for(
     changed = dataclasses.replace(checkpoint, **{part: {**getattr(checkpoint, part), **change}})
     build = {"unet_config": "build_model", "text_config": "build_clip", "vae_config": "build_vae"}[part]
     with pytest.raises(ValueError, match=message):
-        getattr(pack.nodes.host, build)(changed, "default")
+        getattr(pack.nodes.host_checkpoints, build)(changed, "default")
 
 
 def test_choices(host: Any, pack: Any) -> None:
