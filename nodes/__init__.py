@@ -7,6 +7,7 @@ from .editing import InstaFlowControl, InstaFlowInvert
 from .loading import InstaFlowLoadCheckpoint, InstaFlowLoadUNet, InstaFlowModelSampling, InstaFlowSaveCheckpoint
 from .merging import InstaFlowMergeDelta
 from .noise import InstaFlowInterpolateNoise, InstaFlowSeedNoise
+from .perflow import InstaFlowPeRFlow
 from .sampling import InstaFlowSampler, InstaFlowScheduler
 from .training import InstaFlowDistill, InstaFlowReflow, InstaFlowTriplets
 
@@ -16,6 +17,7 @@ NODES: list[type[io.ComfyNode]] = [
     InstaFlowModelSampling,
     InstaFlowSaveCheckpoint,
     InstaFlowMergeDelta,
+    InstaFlowPeRFlow,
     InstaFlowSampler,
     InstaFlowScheduler,
     InstaFlowSeedNoise,

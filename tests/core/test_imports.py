@@ -50,6 +50,7 @@ CORE: dict[str, set[str]] = {
     "loras": {"folders", "weightfiles"},
     "losses": {"flow"},
     "noise": set(),
+    "perflow": set(),
     "pictures": set(),
     "prompts": set(),
     "records": {"noise", "storage", "triplets"},

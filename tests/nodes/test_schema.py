@@ -20,6 +20,7 @@ SOCKETS = {
     "InstaFlowModelSampling": ("model", "MODEL"),
     "InstaFlowSaveCheckpoint": ("model clip? vae? filename_prefix", ""),
     "InstaFlowMergeDelta": ("model finetuned base strength", "MODEL"),
+    "InstaFlowPeRFlow": ("model steps windows prediction", "MODEL SIGMAS"),
     "InstaFlowSampler": (
         "model positive latent_image seed steps guidance denoise negative? noise?",
         "LATENT",
