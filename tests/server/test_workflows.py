@@ -15,7 +15,7 @@ import requests
 from comfy_client import PromptResult
 from devhost import PACK_NAME, ROOT
 from PIL import Image, ImageSequence
-from small_models import small_checkpoint
+from small_models import save_lora, small_checkpoint
 from workflow import to_prompt
 
 from instaflow_core.checkpoints import save_folder
@@ -55,6 +55,8 @@ def test_all_are_here() -> None:
         "02_instaflow_0.9B_text_to_image",
         "03_few_step_2_rectified_flow",
         "04_compare_with_stable_diffusion",
+        "05_finetune_by_difference",
+        "06_lora",
         "07_noise_interpolation",
         "08_invert_and_edit",
     ]
@@ -115,7 +117,7 @@ def test_widget_values_are_the_servers(server: Any, name: str) -> None:
         for socket, value in node["inputs"].items():
             kind, options = kinds[socket][0], (kinds[socket][1:] or [{}])[0]
             choices = kind if isinstance(kind, list) else options.get("options")
-            if choices is not None and not name.startswith("02"):  # whose checkpoint is not shipped
+            if choices is not None and not name.startswith(("02", "06")):  # whose files are not shipped
                 assert value in choices
             if kind in ("INT", "FLOAT") and not isinstance(value, list):
                 assert options["min"] <= value <= options["max"]
@@ -176,6 +178,24 @@ def test_one_step_beside_the_teacher(server: Any) -> None:
     assert (halves[0] != halves[1]).any()
     (speed_up,) = next(shown["text"] for shown in result.outputs.values() if "text" in shown)
     assert float(speed_up) > 1
+
+
+def test_a_finetune_by_difference(server: Any) -> None:
+    """The whole difference from the 2-rectified flow to the one-step model gives the one-step model's picture."""
+    before, after = (pixels(image).astype(float) for image in run(server, "05_finetune_by_difference").images)
+    finetune = pixels(run(server, NAMES[0]).images[0]).astype(float)  # the same prompt and seed
+    assert np.abs(after - finetune).max() <= 3
+    assert np.abs(before - finetune).max() > 20
+
+
+def test_a_lora(server: Any) -> None:
+    """Neither the released checkpoint nor the LoRA can be shipped: small random ones stand under their names."""
+    models = Path(server.base) / "models"
+    save_folder(small_checkpoint(), models / "diffusers" / "instaflow_0_9B_from_sd_1_5")
+    save_lora(models / "loras" / "add_detail.safetensors")
+    without, patched = (pixels(image).astype(float) for image in run(server, "06_lora").images)
+    assert without.shape == patched.shape == (512, 512, 3)
+    assert np.abs(without - patched).max() > 1  # a VAE that has learned nothing decodes to nearly one grey
 
 
 def test_frames_between_two_noises(server: Any) -> None:
