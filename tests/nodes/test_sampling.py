@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from samplers import custom_advanced, instaflow, ksampler
 from small_models import install
 from torch import Tensor
 
@@ -42,22 +43,6 @@ def picture(batch: int = 1) -> dict[str, Tensor]:
     return {"samples": torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(9)) / 0.18215}
 
 
-def instaflow(host: Any, model: Any, positive: Any, latent: Any, **inputs: Any) -> Tensor:
-    """The samples of InstaFlowSampler, with its defaults for what is not given."""
-    defaults = {"seed": 0, "steps": 1, "guidance": 1.0, "denoise": 1.0}
-    inputs = defaults | inputs
-    return host.run("InstaFlowSampler", model=model, positive=positive, latent_image=latent, **inputs)[0]["samples"]
-
-
-def ksampler(host: Any, model: Any, positive: Any, latent: Any, negative: Any = None, **inputs: Any) -> Tensor:
-    """The samples of the stock KSampler: euler, simple, cfg 1 unless told otherwise."""
-    defaults = {"seed": 0, "steps": 1, "cfg": 1.0, "denoise": 1.0, "sampler_name": "euler", "scheduler": "simple"}
-    inputs = defaults | inputs
-    negative = positive if negative is None else negative
-    sampled = host.run("KSampler", model=model, positive=positive, negative=negative, latent_image=latent, **inputs)
-    return sampled[0]["samples"]
-
-
 # --- the same as the host's own nodes ---
 
 
@@ -81,7 +66,7 @@ def test_partial_denoise_is_ksamplers(host: Any, one_step: Any, steps: int, deno
 def test_guided_steps_are_ksamplers(host: Any, two_rf: Any) -> None:
     positive, negative = encode(host, two_rf[1]), encode(host, two_rf[1], "blurry")
     ours = instaflow(host, two_rf[0], positive, picture(), negative=negative, steps=4, guidance=1.5)
-    assert torch.equal(ours, ksampler(host, two_rf[0], positive, picture(), negative, steps=4, cfg=1.5))
+    assert torch.equal(ours, ksampler(host, two_rf[0], positive, picture(), negative=negative, steps=4, guidance=1.5))
 
 
 def test_batch_index_picks_the_noise_ksampler_picks(host: Any, one_step: Any) -> None:
@@ -94,18 +79,9 @@ def test_batch_index_picks_the_noise_ksampler_picks(host: Any, one_step: Any) ->
 def test_sampler_custom_advanced_with_our_scheduler(host: Any, two_rf: Any, guidance: float) -> None:
     model, clip, _ = two_rf
     positive, negative = encode(host, clip), encode(host, clip, "")
-    if guidance > 1:
-        (guider,) = host.run("CFGGuider", model=model, positive=positive, negative=negative, cfg=guidance)
-    else:
-        (guider,) = host.run("BasicGuider", model=model, conditioning=positive)
-    (noise,) = host.run("RandomNoise", noise_seed=5)
-    (sampler,) = host.run("KSamplerSelect", sampler_name="euler")
-    (sigmas,) = host.run("InstaFlowScheduler", model=model, steps=7, denoise=1.0)
-    output, _ = host.run(
-        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=picture()
-    )
-    ours = instaflow(host, model, positive, picture(), negative=negative, seed=5, steps=7, guidance=guidance)
-    assert torch.equal(ours, output["samples"])
+    settings = {"negative": negative, "seed": 5, "steps": 7, "guidance": guidance}
+    ours = instaflow(host, model, positive, picture(), **settings)
+    assert torch.equal(ours, custom_advanced(host, model, positive, picture(), **settings))
 
 
 def test_connected_noise_replaces_the_seed(host: Any, one_step: Any) -> None:
