@@ -6,7 +6,6 @@ PEFT write today it leaves out, with a line in its log. The numbers stay as they
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def _kohya_name(name: str) -> str | None:
 def _scales(source: Path, metadata: Metadata) -> dict[str, float]:
     """lora_alpha of "unet" and "te", as far as it is known."""
     written = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    configs: dict[str, Mapping[str, Any]] = {}
+    configs: dict[str, dict[str, Any]] = {}
     for model, name in (("unet", "unet"), ("te", "text_encoder")):
         start = f"{name}."
         configs[model] = {key.removeprefix(start): written[key] for key in written if key.startswith(start)}

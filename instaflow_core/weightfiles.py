@@ -143,7 +143,7 @@ def stream_weights(
                     f"{path.name} was to go on with {name} {tuple(planned.shape)} {planned.dtype}, and {key} "
                     f"{tuple(tensor.shape)} {tensor.dtype} came. Give the tensors in the order of the layout."
                 )
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -67,13 +67,13 @@ def test_alpha(tmp_path: Path) -> None:
     tensors = pair(name, ".lora_A.weight", ".lora_B.weight")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 5, "r": 2}))
     save_file(tensors, path)
-    convert_lora(path, out)
+    convert_lora(path, out, force=True)
     assert load_file(out)[expected] == 5
     save_file(tensors, path, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 7, "unet.r": 2})})
-    convert_lora(path, out)
+    convert_lora(path, out, force=True)
     assert load_file(out)[expected] == 7
     save_file(tensors | {f"{name}.alpha": torch.tensor(3.0)}, path)
-    convert_lora(path, out)
+    convert_lora(path, out, force=True)
     assert load_file(out)[expected] == 3
 
 
