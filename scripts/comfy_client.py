@@ -104,7 +104,7 @@ class ComfyClient:
             outputs = entry["outputs"]
             images = [
                 await self._view(session, image)
-                for _, output in sorted(outputs.items())
+                for _, output in sorted(outputs.items(), key=lambda item: (len(item[0]), item[0]))  # 9 before 12
                 for image in output.get("images", [])
             ]
         times = {name: data["timestamp"] for name, data in entry["status"]["messages"]}
