@@ -59,17 +59,17 @@ class Recipe:
     text: TrainConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
     text_batch: int = 64
     latents: int = 24000
-    teacher: TrainConfig = field(default_factory=lambda: _small(9000, 1e-3))
+    teacher: TrainConfig = field(default_factory=lambda: _small(10000, 1e-3))
     batch: int = 64
     caption_dropout: float = 0.1
     teacher_steps: int = 25
     teacher_guidance: float = 3.0
-    reflow_triplets: int = 12800
-    reflow: TrainConfig = field(default_factory=lambda: _small(5000, 8e-4))
-    flow_steps: int = 8
-    flow_guidance: float = 1.5
-    distill_triplets: int = 25600
-    distill: TrainConfig = field(default_factory=lambda: _small(5000, 8e-4))
+    reflow_triplets: int = 10240
+    reflow: TrainConfig = field(default_factory=lambda: _small(3800, 8e-4))
+    flow_steps: int = 6
+    flow_guidance: float = 1.2
+    distill_triplets: int = 16384
+    distill: TrainConfig = field(default_factory=lambda: _small(3400, 8e-4))
     distill_loss: str = "huber"
 
 

@@ -3,12 +3,11 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
 
-from ..checkpoints import MODELS, Checkpoint, build_text_encoder, build_unet, build_vae, load
+from ..checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae, load
 from ..noise import indexed_noise
 from ..solvers import time_grid
 from ..straightness import diffusion_trajectory, flow_trajectory, straightness
@@ -24,13 +23,12 @@ SEED = 20_230_912
 _REFERENCE_SEED = 1
 _TRAJECTORY_STEPS, _TRAJECTORIES = 100, 64
 
-METHODS: dict[str, tuple[str | Path, tuple[int, ...]]] = {
+METHODS: dict[str, tuple[str, tuple[int, ...]]] = {
     "teacher": ("built-in: shapes-teacher", (25, 8, 1)),
-    "direct": (MODELS / "shapes-direct.safetensors", (1,)),
     "2rf": ("built-in: shapes-2rf", (25, 4, 2, 1)),
     "instaflow": ("built-in: shapes", (1,)),
 }
-"""The rows: a method, its checkpoint, and its numbers of steps. "direct" is the teacher distilled without reflow."""
+"""The rows: a method, its checkpoint, and its numbers of steps."""
 
 
 @dataclass(frozen=True)
