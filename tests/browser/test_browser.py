@@ -38,7 +38,9 @@ def test_templates_shows_the_packs_workflows(page: Page) -> None:
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(PACK_NAME, exact=True).first.click()
     for path in WORKFLOWS:
-        expect(page.get_by_role("heading", name=path.stem)).to_be_visible()
+        heading = page.get_by_role("heading", name=path.stem)
+        heading.scroll_into_view_if_needed()  # pictures further down are loaded when they are looked at
+        expect(heading).to_be_visible()
         expect(page.get_by_role("img", name=path.stem)).to_have_js_property("complete", True)
 
 
