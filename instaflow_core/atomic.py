@@ -29,8 +29,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of `path` that a killed writer left. Only where nobody else writes `path`."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    """Remove the temporary files that a killed writer left: those of a file, or all of them under a folder. Only where
+    nobody else writes there."""
+    leftovers = path.rglob(".*.tmp") if path.is_dir() else path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    for leftover in list(leftovers):
         leftover.unlink()
 
 

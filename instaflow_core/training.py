@@ -150,7 +150,7 @@ class _Run:
         self.done, self.losses = 0, list[float]()
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.path)
+            remove_leftovers(folder)
 
     def step(self, step: int, batch: Batch, loss: Callable[[nn.Module, Any], Tensor]) -> float:
         """One optimiser step; its loss, the mean over the whole batch."""

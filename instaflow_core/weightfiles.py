@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import replacing
@@ -93,10 +92,13 @@ def new_file(path: str | Path, force: bool) -> Path:
 def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write one safetensors file. It appears under its name only when it is whole and on disk.
 
-    `tensors` may be views of a memory-mapped file, `path` itself included. A failed write leaves nothing behind.
+    `tensors` may be views of a memory-mapped file, `path` itself included. A failed write leaves nothing behind. The
+    same tensors and metadata give the same bytes, which the library's own writer does not promise.
     """
-    with replacing(path) as temporary:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, dict(metadata))
+    # Wide types first, so that every tensor starts at a multiple of its own width.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    layout = {name: tensors[name] for name in order}
+    stream_weights(layout, layout.items(), path, metadata)
 
 
 _TYPE_NAMES = {
@@ -119,7 +121,7 @@ _TYPE_NAMES = {
 def stream_weights(
     layout: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], path: Path, metadata: Mapping[str, str]
 ) -> None:
-    """Write one safetensors file a tensor at a time, for models larger than the memory; else as `write_weights`.
+    """Write one safetensors file a tensor at a time, for models larger than the memory.
 
     Args:
         layout: what is coming, in this order; only shapes and types are looked at.
@@ -143,7 +145,7 @@ def stream_weights(
                     f"{path.name} was to go on with {name} {tuple(planned.shape)} {planned.dtype}, and {key} "
                     f"{tuple(tensor.shape)} {tensor.dtype} came. Give the tensors in the order of the layout."
                 )
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

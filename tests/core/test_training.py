@@ -77,8 +77,10 @@ def test_cancelling_keeps_the_step_it_happened_at(tmp_path):
 
 def test_a_leftover_of_a_killed_writer_is_removed(tmp_path):
     (tmp_path / ".state.pt.abc.tmp").write_bytes(b"half a checkpoint")
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / ".000020.png.abc.tmp").write_bytes(b"half a picture")
     fit(linear(), batch, loss, CONFIG, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.csv", "state.pt"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["loss.csv", "samples", "state.pt"]
 
 
 @pytest.mark.parametrize(
