@@ -55,7 +55,7 @@ def training(stage: str, place: Path, init: str, out: str, *more: str) -> list[s
 
 
 def content(place: Path) -> dict[str, str]:
-    """A digest of every file under a folder, by its name relative to it, without the checkpoint: that one is not a result."""
+    """A digest of every result under a folder, by its name relative to it: of all files but the checkpoint."""
     files = (path for path in place.rglob("*") if path.is_file() and path.name != "state.pt")
     return {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

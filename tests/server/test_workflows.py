@@ -226,7 +226,7 @@ def test_frames_between_two_noises(server: Any) -> None:
     images = run(server, "07_noise_interpolation").images
     videos = [video for video in map(Image.open, map(io.BytesIO, images)) if getattr(video, "is_animated", False)]
     frames = [pixels(image).astype(float) for image in images if image.startswith(b"\x89PNG")]
-    mixed, same = ([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(v)] for v in videos)
+    same, mixed = ([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(v)] for v in videos)
     assert [frame.shape for frame in frames] == [(64, 64, 3)] * 9
     assert all(np.array_equal(a, b) for a, b in zip(frames, same, strict=True))
     changes = [np.abs(a - b).mean() for a, b in pairwise(frames)]
