@@ -24,10 +24,12 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from instaflow_core.checkpoints import build_text_encoder, build_unet, build_vae, load
+from instaflow_core.checkpoints import load
 from instaflow_core.inversion import invert, naive_reverse
 from instaflow_core.noise import indexed_noise
+from instaflow_core.pictures import image_pictures
 from instaflow_core.shapes.captions import COLORS, Caption, all_captions
+from instaflow_core.shapes.evaluate import build
 from instaflow_core.shapes.judge import look
 from instaflow_core.solvers import euler, time_grid
 from instaflow_core.text import encode_prompts
@@ -41,8 +43,7 @@ class Flow:
     """A built-in flow that draws captions from noise in a number of steps."""
 
     def __init__(self, name: str, steps: int) -> None:
-        checkpoint = load(name)
-        self.encoder, self.unet, self.vae = (build(checkpoint) for build in (build_text_encoder, build_unet, build_vae))
+        self.encoder, self.unet, self.vae = build(load(name))
         self.times = time_grid(steps)
         self.steps = steps
 
@@ -61,11 +62,6 @@ def recoloured(caption: Caption, chance: random.Random) -> Caption:
     """The caption with another colour, not the background's."""
     others = [color for color in COLORS if color not in (caption.color, caption.background)]
     return replace(caption, color=chance.choice(others))
-
-
-def images(pictures: Tensor) -> list[Image.Image]:
-    pixels = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in pixels]
 
 
 def psnr(a: Tensor, b: Tensor) -> list[float]:
@@ -101,8 +97,8 @@ def measure_flow(name: str, steps: int, count: int, batch_size: int = 16) -> dic
         found = {"ours": invert(velocity, x_1, steps).noise, "naive": naive_reverse(velocity, x_1, flow.times)}
         for way, x_0 in found.items():
             round_trips[way] += psnr(flow.pictures(flow.latents(part, x_0)), made)
-            after = images(flow.pictures(flow.latents(changed, x_0)))
-            edits[way] += map(edited_well, images(made), after, part, changed)
+            after = image_pictures(flow.pictures(flow.latents(changed, x_0)).permute(0, 2, 3, 1))
+            edits[way] += map(edited_well, image_pictures(made.permute(0, 2, 3, 1)), after, part, changed)
     return {
         way: {
             "psnr_mean": sum(round_trips[way]) / count,

@@ -87,6 +87,12 @@ class Checkpoint:
         size = self.unet_config.get("sample_size") or 64
         return (size if isinstance(size, int) else max(size)) * self.latent_downscale
 
+    def latent_shape(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of pictures of that many pixels; of the native size where None."""
+        unit = self.latent_downscale
+        size = ((pixels or self.native_size) // unit for pixels in (height, width))
+        return (self.unet_config.get("in_channels", 4), *size)
+
     def part(self, name: str) -> tuple[Weights, Config] | None:
         """Tensors and config of "unet", "text_encoder" or "vae"; None where the checkpoint lacks it."""
         tensors, config = {

@@ -1,24 +1,10 @@
-"""Pictures side by side with a label under each; pictures as the IMAGE tensors that hosts pass around, and back."""
+"""Pictures side by side with a label under each."""
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 _INK, _PAPER = (235, 235, 235), (28, 28, 32)
-
-
-def image_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as a (B, H, W, 3) float32 tensor in [0, 1]."""
-    return torch.stack([torch.from_numpy(np.array(p.convert("RGB"), dtype=np.float32) / 255) for p in pictures])
-
-
-def image_pictures(images: Tensor) -> list[Image.Image]:
-    """A (B, H, W, 3) tensor in [0, 1] as pictures; values outside are clipped."""
-    pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return [Image.fromarray(picture) for picture in pixels]
 
 
 def labelled_row(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .atomic import replacing
 from .checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae
 from .noise import draw_noise
+from .pictures import image_pictures
 from .solvers import euler, time_grid
 from .teacher import sample_teacher
 from .text import encode_prompts
@@ -100,8 +101,7 @@ def generate(
     prompts = [request.prompt, request.negative]
     text, negative = encode_prompts(text_encoder, prompts).chunk(2)
     unet, vae = build_unet(checkpoint, dtype).to(device), build_vae(checkpoint, dtype).to(device)
-    unit = checkpoint.latent_downscale
-    shape = (request.batch_size, unet.config.in_channels, request.height // unit, request.width // unit)
+    shape = (request.batch_size, *checkpoint.latent_shape(request.width, request.height))
     noise = draw_noise(request.seed, shape, request.draw).to(device, dtype)
     latents = sample_latents(
         unet, checkpoint.prediction, text, negative, noise, request.steps, request.guidance, callback
@@ -134,15 +134,13 @@ def save_pictures(pictures: Tensor, path: Path, parameters: dict[str, Any]) -> l
 
     A batch is numbered: name-1.png, name-2.png, …; one picture keeps the name.
     """
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
     text.add_text("parameters", json.dumps(parameters, ensure_ascii=False))
     alone = len(pictures) == 1
     paths = [path if alone else path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(pictures))]
-    for picture, target in zip(pictures, paths, strict=True):
-        pixels = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    for picture, target in zip(image_pictures(pictures.permute(0, 2, 3, 1)), paths, strict=True):
         with replacing(target) as temporary:
-            Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)
+            picture.save(temporary, format="PNG", pnginfo=text)
     return paths

@@ -4,10 +4,11 @@ The set may be larger than memory or disk: shards come through 🤗 datasets as 
 """
 
 import glob
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 import torch
@@ -66,12 +67,9 @@ class Triplets:
     def _place(self, position: int) -> tuple[int, int, int]:
         """The epoch of a position, its block there, and its place in that block."""
         epoch, place = divmod(position, self.info.count)
-        for number in range(self.blocks):
-            size = sum(len(self.info.indices(shard)) for shard in self._shards(epoch, number))
-            if place < size:
-                break
-            place -= size
-        return epoch, number, place
+        starts = self._starts(epoch)
+        number = bisect_right(starts, place) - 1
+        return epoch, number, place - starts[number]
 
     def _shards(self, epoch: int, number: int) -> tuple[int, ...]:
         """The shards of a block, in rising order."""
@@ -79,6 +77,13 @@ class Triplets:
         return tuple(sorted(self._epoch(epoch)[first : first + self.shards_per_block]))
 
     @lru_cache(maxsize=2)  # noqa: B019 - a set lives as long as its run
+    def _starts(self, epoch: int) -> list[int]:
+        """The place of each block's first record in an epoch."""
+        blocks = (self._shards(epoch, number) for number in range(self.blocks))
+        sizes = (sum(len(self.info.indices(shard)) for shard in shards) for shards in blocks)
+        return list(accumulate(sizes, initial=0))[:-1]
+
+    @lru_cache(maxsize=2)  # noqa: B019
     def _epoch(self, epoch: int) -> list[int]:
         return torch.randperm(self.info.shards, generator=self._generator(epoch, 0)).tolist()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,8 +54,7 @@ def describe_set(teacher: Checkpoint, request: TripletRequest, prompts: Sequence
         "dtype": str(request.dtype).removeprefix("torch."),
         "prompts": digest(prompts),
     }
-    shape = (teacher.unet_config.get("in_channels", 4), height // unit, width // unit)
-    return SetInfo(request.count, request.seed, shape, source=source)
+    return SetInfo(request.count, request.seed, teacher.latent_shape(width, height), source=source)
 
 
 def make_triplets(
@@ -81,16 +81,23 @@ def make_triplets(
     claim(folder, info)
     encoder = build_text_encoder(teacher, request.dtype).to(device)
     unet = build_unet(teacher, request.dtype).to(device)
-    empty = encode_prompts(encoder, [""])
+    generate = latent_maker(encoder, unet, teacher.prediction, request.steps, request.guidance)
+    write_triplets(folder, info, prompts, _finite(generate), request.batch_size, progress, part, parts)
+    return info
+
+
+def latent_maker(text_encoder: Any, unet: Any, prediction: str, steps: int, guidance: float) -> Generate:
+    """What `write_triplets` makes latents with: `sample_latents`, guided away from the empty prompt, in the UNet's type
+    and on its device."""
+    empty, weight = encode_prompts(text_encoder, [""]), next(unet.parameters())
 
     @torch.no_grad()
     def generate(texts: list[str], noise: Tensor) -> Tensor:
-        noise = noise.to(device, request.dtype)
-        states = encode_prompts(encoder, texts)
-        return sample_latents(unet, teacher.prediction, states, empty, noise, request.steps, request.guidance)
+        states = encode_prompts(text_encoder, texts)
+        noise = noise.to(weight.device, weight.dtype)
+        return sample_latents(unet, prediction, states, empty, noise, steps, guidance)
 
-    write_triplets(folder, info, prompts, _finite(generate), request.batch_size, progress, part, parts)
-    return info
+    return generate
 
 
 def _finite(generate: Generate) -> Generate:

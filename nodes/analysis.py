@@ -9,8 +9,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..instaflow_core.comparison import image_pictures, image_tensor, labelled_row
+from ..instaflow_core.comparison import labelled_row
 from ..instaflow_core.curves import draw_curve
+from ..instaflow_core.pictures import image_pictures, image_tensor
 from ..instaflow_core.solvers import time_grid
 from ..instaflow_core.straightness import Straightness, flow_trajectory, straightness
 from . import host
@@ -51,14 +52,7 @@ class InstaFlowStraightness(io.ComfyNode):
                 io.Model.Input("model", tooltip="The InstaFlow or 2-rectified flow to measure."),
                 io.Conditioning.Input("positive", tooltip="The prompt whose pictures the paths lead to."),
                 io.Latent.Input("latent_image", tooltip="An Empty Latent Image: only its width and height are used."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Which noises the paths start from. Keep it when you compare models.",
-                ),
+                host.seed_input("seed", "Which noises the paths start from. Keep it when you compare models."),
                 io.Int.Input(
                     "samples", default=4, min=1, max=1024, tooltip="How many paths to average over. More is steadier."
                 ),
@@ -111,14 +105,7 @@ class InstaFlowCompare(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The teacher's negative prompt; an empty one will do."),
                 io.Latent.Input("latent_image", tooltip="An Empty Latent Image: the size and number of pictures."),
                 io.Vae.Input("vae", tooltip="Decodes both; decoding counts in both times."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The noise both start from.",
-                ),
+                host.seed_input("seed", "The noise both start from."),
                 io.Int.Input(
                     "teacher_steps", default=25, min=1, max=1000, tooltip="Steps of the teacher; the paper takes 25."
                 ),

@@ -35,6 +35,17 @@ def schema(node_id: str, *, search_aliases: list[str], **fields: Any) -> io.Sche
     return io.Schema(node_id=node_id, **aliases, **fields)
 
 
+def seed_input(name: str, tooltip: str, default: int = 0, control: bool | None = True) -> Any:
+    """The input of a seed, 0 to 2^64 - 1.
+
+    Args:
+        control: whether the browser offers another seed after each run; None leaves it to the browser.
+    """
+    return io.Int.Input(
+        name, default=default, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control, tooltip=tooltip
+    )
+
+
 # --- The flow as the host's model_sampling ---------------------------------------------------------------------------
 
 

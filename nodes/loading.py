@@ -6,12 +6,18 @@ from comfy_api.latest import io
 
 from . import host, host_checkpoints, host_saving
 
-_DTYPE_TOOLTIP = (
-    "The type the weights are kept in. default: what the host chooses for this machine. fp32: everything, text encoder "
-    "and VAE too, for pictures that match the reference. fp16, bf16 and fp8: the UNet only, to save memory."
-)
-
 _PREFIX = "checkpoints/InstaFlow"
+
+
+def _weight_dtype_input() -> Any:
+    return io.Combo.Input(
+        "weight_dtype",
+        options=list(host_checkpoints.WEIGHT_DTYPES),
+        default="default",
+        tooltip="The type the weights are kept in. default: what the host chooses for this machine. fp32: everything, "
+        "text encoder and VAE too, for pictures that match the reference. fp16, bf16 and fp8: the UNet only, to save "
+        "memory.",
+    )
 
 
 def _weight_dtype(name: str) -> str:
@@ -39,12 +45,7 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
                     tooltip="A built-in model, a single file of models/checkpoints, or a diffusers folder of "
                     "models/diffusers (one that holds unet/ or model_index.json).",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(host_checkpoints.WEIGHT_DTYPES),
-                    default="default",
-                    tooltip=_DTYPE_TOOLTIP,
-                ),
+                _weight_dtype_input(),
             ],
             outputs=[
                 io.Model.Output(
@@ -80,12 +81,7 @@ class InstaFlowLoadUNet(io.ComfyNode):
                     options=list(host_checkpoints.unet_sources()),
                     tooltip="A file of models/diffusion_models, or the unet/ of a folder in models/diffusers.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(host_checkpoints.WEIGHT_DTYPES),
-                    default="default",
-                    tooltip=_DTYPE_TOOLTIP,
-                ),
+                _weight_dtype_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The flow, for InstaFlow Sampler, KSampler and the rest.")

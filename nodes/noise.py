@@ -72,13 +72,8 @@ class InstaFlowSeedNoise(io.ComfyNode):
             "made elsewhere can be made again here.",
             search_aliases=["random noise", "seed", "diffusers noise", "reproduce"],
             inputs=[
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Which noise to draw. The same seed and draw give the same noise on every machine.",
+                host.seed_input(
+                    "seed", "Which noise to draw. The same seed and draw give the same noise on every machine."
                 ),
                 io.Combo.Input(
                     "draw",
@@ -111,19 +106,16 @@ class InstaFlowInterpolateNoise(io.ComfyNode):
             "a video: every frame is as good a noise as the ends, and the flow turns neighbours into neighbours.",
             search_aliases=["slerp", "interpolation", "noise travel", "video frames", "seed blend", "latent walk"],
             inputs=[
-                io.Int.Input(
+                host.seed_input(
                     "seed_from",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="The seed of the first frame; its picture is that of this seed in InstaFlow Sampler.",
+                    "The seed of the first frame; its picture is that of this seed in InstaFlow Sampler.",
+                    control=None,
                 ),
-                io.Int.Input(
+                host.seed_input(
                     "seed_to",
+                    "The seed of the last frame. The next stretch of a longer way begins with it.",
                     default=1,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="The seed of the last frame. The next stretch of a longer way begins with it.",
+                    control=None,
                 ),
                 io.Int.Input(
                     "frames", default=16, min=1, max=4096, tooltip="How many frames, both ends counted. 1 is seed_from."

@@ -48,6 +48,10 @@ def conditions(stage: str, guidance: float, positive: Any, negative: Any | None)
     return {"positive": positive, "negative": negative}
 
 
+def _denoise_input(tooltip: str) -> Any:
+    return io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+
 class InstaFlowSampler(io.ComfyNode):
     """Euler steps of an InstaFlow, one by default."""
 
@@ -66,14 +70,7 @@ class InstaFlowSampler(io.ComfyNode):
                 io.Latent.Input(
                     "latent_image", tooltip="An Empty Latent Image for its size, or a picture to change (denoise < 1)."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Which noise to start from. Not used where `noise` is connected.",
-                ),
+                host.seed_input("seed", "Which noise to start from. Not used where `noise` is connected."),
                 io.Int.Input(
                     "steps",
                     default=1,
@@ -92,13 +89,8 @@ class InstaFlowSampler(io.ComfyNode):
                     tooltip="How far to push away from the negative prompt; acts above 1 only. 1.0 for InstaFlow, "
                     "1.0 to 2.0 for a 2-rectified flow (1.5 is good). Twice the work per step.",
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1.0 starts from pure noise. Less starts part of the way, from latent_image with noise.",
+                _denoise_input(
+                    "1.0 starts from pure noise. Less starts part of the way, from latent_image with noise."
                 ),
                 io.Conditioning.Input(
                     "negative",
@@ -156,14 +148,7 @@ class InstaFlowScheduler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The InstaFlow that will be sampled."),
                 io.Int.Input("steps", default=1, min=1, max=10000, tooltip="Number of steps; 1 for InstaFlow."),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1.0 is the whole way from noise. Less keeps the last `steps` of a longer grid.",
-                ),
+                _denoise_input("1.0 is the whole way from noise. Less keeps the last `steps` of a longer grid."),
             ],
             outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="Noise levels from 1.0 down to 0.0.")],
         )

@@ -26,8 +26,11 @@ _PROMPTS = "\n".join(
         "a large green heart on a black background",
     ]
 )
-# No control after generate: another seed would be another run, where queueing again should go on with this one.
-_SEED: dict[str, Any] = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": False}
+
+
+def _seed_input(tooltip: str) -> Any:
+    """A seed that stays: another would be another run, where queueing again should go on with this one."""
+    return host.seed_input("seed", tooltip, control=False)
 
 
 class InstaFlowTriplets(io.ComfyNode):
@@ -70,7 +73,7 @@ class InstaFlowTriplets(io.ComfyNode):
                     "height", default=512, min=8, max=4096, step=8, tooltip="Height of the pictures in pixels."
                 ),
                 io.Int.Input("batch_size", default=8, min=1, max=1024, tooltip="Pictures to make at once."),
-                io.Int.Input("seed", **_SEED, tooltip="Seed of the noise: picture i starts from noise (seed, i)."),
+                _seed_input("Seed of the noise: picture i starts from noise (seed, i)."),
                 io.String.Input(
                     "name",
                     default="my-triplets",
@@ -144,7 +147,7 @@ def _training_inputs(model_tooltip: str, name: str) -> list[Any]:
             default=True,
             tooltip="Go on with the run of this name, if there is one. Off: refuse to touch what is there.",
         ),
-        io.Int.Input("seed", **_SEED, tooltip="Seed of the order of the triplets and of the times."),
+        _seed_input("Seed of the order of the triplets and of the times."),
         io.String.Input(
             "name",
             default=name,
@@ -268,7 +271,7 @@ def _train(
     vae: Any,
     numbers: dict[str, Any],
 ) -> io.NodeOutput:
-    from ..instaflow_core.comparison import image_tensor
+    from ..instaflow_core.pictures import image_tensor
     from ..instaflow_core.runs import TrainRequest, equal_parts, train
     from ..instaflow_core.storage import Folder
 

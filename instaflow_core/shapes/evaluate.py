@@ -37,8 +37,7 @@ def draw_pictures(
     modules: what `build` makes of the checkpoint, where it is there already.
     """
     encoder, unet, vae = modules or build(checkpoint)
-    side = checkpoint.native_size // checkpoint.latent_downscale
-    shape = (unet.config.in_channels, side, side)
+    shape = checkpoint.latent_shape()
     empty = encode_prompts(encoder, [""])
     pictures = []
     for first in range(0, len(captions), batch_size):

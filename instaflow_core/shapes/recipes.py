@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..atomic import replacing
 from ..losses import DISTILLATION_LOSSES
 from ..noise import indexed_generator
 from ..records import Triplets
+from ..sets import latent_maker
 from ..share import Share
-from ..solvers import euler, time_grid
 from ..stages import PairBatches, ReflowBatches, TextStates, distill_step, reflow_step
 from ..storage import Folder
-from ..teacher import noise_schedule, sample_teacher, teacher_loss
+from ..teacher import noise_schedule, teacher_loss
 from ..text import encode_prompts
 from ..training import Every, TrainConfig, fit
-from ..triplets import SetInfo, write_triplets
-from ..velocity import GuidedVelocity
+from ..triplets import Generate, SetInfo, write_triplets
+from ..weightfiles import write_weights
 from .anatomy import LATENT_SHAPE, new_text_encoder, new_unet, new_vae
 from .autoencoder import (
     LATENT_NOISE,
@@ -127,7 +126,7 @@ class Kitchen:
             vae, pictures = self.autoencoder(), render_pictures(r.latents, seed)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 parts = [vae.encoder(p.float() / 127.5 - 1).half() for p in pictures.split(64)]
-            _save({"latents": torch.cat(parts)}, path)
+            write_weights({"latents": torch.cat(parts)}, path, {})
         return [str(c) for c in sample_captions(r.latents, seed)], load_file(path)["latents"].float()
 
     def teacher(self) -> Any:
@@ -156,15 +155,10 @@ class Kitchen:
 
     def teacher_triplets(self) -> Triplets:
         """Step 1 of the paper: what the teacher makes of training captions and noise."""
-        r, encoder, unet = self.recipe, self.text_encoder(), self.teacher()
-        empty = encode_prompts(encoder, [""])
-
-        def generate(prompts: list[str], noise: Tensor) -> Tensor:
-            states = encode_prompts(encoder, prompts)
-            return sample_teacher(unet, states, empty, noise, r.teacher_steps, r.teacher_guidance)
-
+        r = self.recipe
         source = {"teacher": "teacher", "steps": r.teacher_steps, "guidance": r.teacher_guidance}
-        return self._triplets("teacher-triplets", r.reflow_triplets, r.seed + 4, source, generate)
+        make = latent_maker(self.text_encoder(), self.teacher(), "epsilon", r.teacher_steps, r.teacher_guidance)
+        return self._triplets("teacher-triplets", r.reflow_triplets, r.seed + 4, source, make)
 
     def two_rectified_flow(self) -> Any:
         """Step 2: text-conditioned reflow, starting from the teacher's weights."""
@@ -178,16 +172,10 @@ class Kitchen:
 
     def flow_triplets(self) -> Triplets:
         """The ends of the 2-rectified flow's trajectories, for distillation."""
-        r, encoder, unet = self.recipe, self.text_encoder(), self.two_rectified_flow()
-        empty = encode_prompts(encoder, [""])
-
-        @torch.no_grad()
-        def generate(prompts: list[str], noise: Tensor) -> Tensor:
-            velocity = GuidedVelocity(unet, encode_prompts(encoder, prompts), empty, r.flow_guidance)
-            return euler(velocity, noise, time_grid(r.flow_steps))
-
+        r, flow = self.recipe, self.two_rectified_flow()
         source = {"teacher": "2rf", "steps": r.flow_steps, "guidance": r.flow_guidance}
-        return self._triplets("2rf-triplets", r.distill_triplets, r.seed + 6, source, generate)
+        make = latent_maker(self.text_encoder(), flow, "velocity", r.flow_steps, r.flow_guidance)
+        return self._triplets("2rf-triplets", r.distill_triplets, r.seed + 6, source, make)
 
     def instaflow(self) -> Any:
         """Step 3: distillation into one step, starting from the 2-rectified flow's weights."""
@@ -215,7 +203,7 @@ class Kitchen:
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             train(module)
-            _save(module.state_dict(), path)
+            write_weights(module.state_dict(), path, {})
         module.load_state_dict(load_file(path))
         return module.eval().requires_grad_(False)
 
@@ -228,16 +216,11 @@ class Kitchen:
         r = self.recipe
         return torch.cat([render_pictures(r.pictures, seed), render_busy_pictures(r.busy_pictures, seed)])
 
-    def _triplets(self, name: str, count: int, seed: int, source: dict[str, Any], generate: Any) -> Triplets:
+    def _triplets(self, name: str, count: int, seed: int, source: dict[str, Any], make: Generate) -> Triplets:
         info = SetInfo(count, seed, LATENT_SHAPE, source=source)
         # Every tenth prompt is empty: guidance needs a flow that knows what to draw without a caption.
         prompts = ["" if i % 10 == 9 else str(c) for i, c in enumerate(sample_captions(count, seed))]
         folder = Folder(self.folder / name)
         with tqdm(total=count, desc=name) as bar:
-            write_triplets(folder, info, prompts, generate, 128, bar.update)
+            write_triplets(folder, info, prompts, make, 128, bar.update)
         return Triplets(folder, seed + 1)
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

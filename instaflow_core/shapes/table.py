@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 
-from ..checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae, load
+from ..checkpoints import Checkpoint, load
 from ..noise import indexed_noise
 from ..solvers import time_grid
 from ..straightness import diffusion_trajectory, flow_trajectory, straightness
@@ -15,7 +15,7 @@ from ..teacher import GuidedNoise
 from ..text import encode_prompts
 from ..velocity import GuidedVelocity
 from .captions import Caption, sample_captions
-from .evaluate import accuracy, build, draw_pictures
+from .evaluate import Modules, accuracy, build, draw_pictures
 from .features import frechet_distance, picture_features
 
 SEED = 20_230_912
@@ -65,8 +65,11 @@ class Table:
         self.parts = [sample_captions(count, SEED, held_out) for held_out in (False, True)]
         self.captions = [caption for part in self.parts for caption in part]
         teacher = load(METHODS["teacher"][0])
-        self.vae = build_vae(teacher)
-        pictures = draw_pictures(teacher, self.captions, _REFERENCE_SEED, 25, teacher.guidance)
+        modules = build(teacher)
+        self.vae = modules[2]
+        pictures = draw_pictures(
+            teacher, self.captions, _REFERENCE_SEED, 25, teacher.guidance, modules=modules
+        )  # fmt: skip
         self.reference = picture_features(self.vae, pictures)
 
     def rows(
@@ -74,18 +77,21 @@ class Table:
     ) -> list[Row]:
         """A row for each number of steps; guidance is the checkpoint's own where None."""
         guided = checkpoint.guidance if guidance is None else guidance
-        s = None if checkpoint.stage == "one-step" else trajectory_straightness(checkpoint, self.captions, guided)
-        return [self._row(method, checkpoint, n, guided, s) for n in steps]
+        modules, s = build(checkpoint), None
+        if checkpoint.stage != "one-step":
+            s = trajectory_straightness(checkpoint, modules, self.captions, guided)
+        return [self._row(method, checkpoint, modules, n, guided, s) for n in steps]
 
-    def _row(self, method: str, checkpoint: Checkpoint, steps: int, guidance: float, s: float | None) -> Row:
-        pictures = draw_pictures(checkpoint, self.captions, SEED, steps, guidance)
+    def _row(
+        self, method: str, checkpoint: Checkpoint, modules: Modules, steps: int, guidance: float, s: float | None
+    ) -> Row:
+        pictures = draw_pictures(checkpoint, self.captions, SEED, steps, guidance, modules=modules)
         half = len(self.parts[0])
         seen, heldout = accuracy(pictures[:half], self.parts[0]), accuracy(pictures[half:], self.parts[1])
         frechet = frechet_distance(picture_features(self.vae, pictures), self.reference)
-        return Row(method, steps, seen, heldout, frechet, s, self._milliseconds(checkpoint, steps, guidance))
+        return Row(method, steps, seen, heldout, frechet, s, self._milliseconds(checkpoint, modules, steps, guidance))
 
-    def _milliseconds(self, checkpoint: Checkpoint, steps: int, guidance: float) -> float:
-        modules = build(checkpoint)
+    def _milliseconds(self, checkpoint: Checkpoint, modules: Modules, steps: int, guidance: float) -> float:
         seconds = []
         for caption in self.captions[:7]:
             start = time.perf_counter()
@@ -95,13 +101,14 @@ class Table:
 
 
 @torch.no_grad()
-def trajectory_straightness(checkpoint: Checkpoint, captions: Sequence[Caption], guidance: float) -> float:
+def trajectory_straightness(
+    checkpoint: Checkpoint, modules: Modules, captions: Sequence[Caption], guidance: float
+) -> float:
     """S(Z) of the trajectories of the first captions' pictures, in many small steps (section 2 of the paper)."""
-    encoder, unet = build_text_encoder(checkpoint), build_unet(checkpoint)
+    encoder, unet, _ = modules
     texts = [str(caption) for caption in captions[:: max(1, len(captions) // _TRAJECTORIES)]][:_TRAJECTORIES]
     states, empty = encode_prompts(encoder, texts), encode_prompts(encoder, [""])
-    side = checkpoint.native_size // checkpoint.latent_downscale
-    noise = torch.stack([indexed_noise(SEED, i, (unet.config.in_channels, side, side)) for i in range(len(texts))])
+    noise = torch.stack([indexed_noise(SEED, i, checkpoint.latent_shape()) for i in range(len(texts))])
     if checkpoint.prediction == "epsilon":
         predict = GuidedNoise(unet, states, empty, guidance)
         return straightness(*diffusion_trajectory(predict, noise, _TRAJECTORY_STEPS)).value

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from instaflow_core.comparison import image_pictures, image_tensor, labelled_row
+from instaflow_core.comparison import labelled_row
+from instaflow_core.pictures import image_pictures, image_tensor
 
 
 def test_there_and_back():
