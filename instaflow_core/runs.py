@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .atomic import remove_leftovers, replacing
 from .checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae, save, save_folder
-from .losses import DISTILLATION_LOSSES, decoded_lpips
+from .losses import DISTILLATION_LOSSES, TIMES, decoded_lpips
 from .records import Triplets
 from .samples import Samples, draw_losses
 from .stages import PairBatches, ReflowBatches, distill_step, reflow_step
@@ -40,6 +40,7 @@ class TrainRequest:
         stage: one of STAGES.
         batch_size: records to a step, over all processes and accumulated parts.
         method: "full", or "lora" for a low-rank adapter of `rank` on the attention layers, merged in the end.
+        times: one of losses.TIMES, for reflow.
         loss: one of LOSSES, for distillation.
         checkpointing: compute activations again in the backward pass, to save memory.
         dtype: what the UNet's weights are saved in; None for float32.
@@ -51,6 +52,7 @@ class TrainRequest:
     seed: int = 0
     method: str = "full"
     rank: int = 64
+    times: str = TIMES[0]
     loss: str = "l2"
     checkpointing: bool = False
     dtype: torch.dtype | None = None
@@ -103,11 +105,11 @@ def train(
     if request.method == "lora":
         _add_lora(unet, request)
     if request.stage == "reflow":
-        batches: Any = ReflowBatches(triplets, encoder, request.batch_size, request.seed + 1)
+        batches: Any = ReflowBatches(triplets, encoder, request.batch_size, request.seed + 1, request.times)
     else:
         batches = PairBatches(triplets, encoder, request.batch_size)
     about = {
-        **{name: getattr(request, name) for name in ("stage", "batch_size", "seed", "method", "rank", "loss")},
+        **{name: getattr(request, name) for name in ("stage", "batch_size", "seed", "method", "rank", "times", "loss")},
         "init": fingerprint(init.unet),
         "triplets": json.dumps(asdict(triplets.info), sort_keys=True),
     }
@@ -145,6 +147,7 @@ def _check(request: TrainRequest, out: Path, resume: bool) -> None:
     for name, value, known in (
         ("stage", request.stage, STAGES),
         ("method", request.method, METHODS),
+        ("times", request.times, TIMES),
         ("loss", request.loss, LOSSES),
     ):
         if value not in known:
@@ -206,7 +209,7 @@ def _trained(init: Checkpoint, unet: Any, request: TrainRequest, info: SetInfo) 
         "stage": request.stage,
         "from": json.loads(init.metadata.get("instaflow.training", "null")) or fingerprint(init.unet),
         "triplets": asdict(info),
-        **{name: getattr(request, name) for name in ("batch_size", "seed", "method", "loss")},
+        **{name: getattr(request, name) for name in ("batch_size", "seed", "method", "times", "loss")},
         **asdict(request.config),
     }
     dropped = ("instaflow.folder", "instaflow.renamed", "modelspec.title", "modelspec.prediction_type")

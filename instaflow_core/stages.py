@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .flow import data_from_velocity, interpolate, unet_time
-from .losses import reflow_loss
+from .losses import TIMES, reflow_loss, sample_times
 from .noise import indexed_generator
 from .records import Block, Triplets
 from .share import Share
@@ -54,14 +54,14 @@ class PairBatches:
 
 
 class ReflowBatches(PairBatches):
-    """(Step, share) -> (x_0, x_1, text states, t), t uniform in [0, 1)."""
+    """(Step, share) -> (x_0, x_1, text states, t), t in [0, 1) drawn as `losses.sample_times` does."""
 
-    def __init__(self, triplets: Triplets, text_encoder: Any, batch_size: int, seed: int):
+    def __init__(self, triplets: Triplets, text_encoder: Any, batch_size: int, seed: int, times: str = TIMES[0]):
         super().__init__(triplets, text_encoder, batch_size)
-        self.seed = seed
+        self.seed, self.times = seed, times
 
     def __call__(self, step: int, share: Share) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
-        times = torch.rand(self.batch_size, generator=indexed_generator(self.seed, step))
+        times = sample_times(self.batch_size, indexed_generator(self.seed, step), self.times)
         return *super().__call__(step, share), times[share.rows(self.batch_size)]
 
 

@@ -14,6 +14,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from ..checkpoints import load
+from ..losses import TIMES
 from ..prompts import read_prompts
 from ..runs import LOSSES, METHODS, TrainRequest, train
 from ..sets import TripletRequest, describe_set, make_triplets
@@ -97,6 +98,9 @@ def add_reflow(commands: Commands) -> None:
         "--iterations 1000 --lr 5e-4 --warmup 50 --ema 0.99 --out my-2rf.safetensors",
     )
     _add_training(parser)
+    parser.add_argument(
+        "--times", choices=TIMES, default=TIMES[0], help="draw t evenly, or both ends more often (default uniform)"
+    )
 
 
 def add_distill(commands: Commands) -> None:
@@ -148,14 +152,14 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _reflow(options: argparse.Namespace) -> None:
-    _train(options, "reflow", "l2")
+    _train(options, "reflow", times=options.times)
 
 
 def _distill(options: argparse.Namespace) -> None:
-    _train(options, "distill", options.loss)
+    _train(options, "distill", loss=options.loss)
 
 
-def _train(options: argparse.Namespace, stage: str, loss: str) -> None:
+def _train(options: argparse.Namespace, stage: str, **only_here: str) -> None:
     config = TrainConfig(
         iterations=options.iterations,
         learning_rate=options.lr,
@@ -177,9 +181,9 @@ def _train(options: argparse.Namespace, stage: str, loss: str) -> None:
         seed=options.seed,
         method=options.method,
         rank=options.rank,
-        loss=loss,
         checkpointing=options.gradient_checkpointing,
         dtype=DTYPES[options.save_dtype],
+        **only_here,
     )
     with _bar(stage, options.iterations) as progress:
         trained = train(

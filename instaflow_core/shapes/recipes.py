@@ -65,6 +65,7 @@ class Recipe:
     teacher_guidance: float = 3.0
     reflow_triplets: int = 10240
     reflow: TrainConfig = field(default_factory=lambda: _small(3800, 8e-4))
+    reflow_times: str = "u-shaped"
     flow_steps: int = 6
     flow_guidance: float = 1.2
     distill_triplets: int = 16384
@@ -165,7 +166,7 @@ class Kitchen:
         r = self.recipe
 
         def train(unet: nn.Module) -> None:
-            batches = ReflowBatches(self.teacher_triplets(), self.text_encoder(), r.batch, r.seed + 5)
+            batches = ReflowBatches(self.teacher_triplets(), self.text_encoder(), r.batch, r.seed + 5, r.reflow_times)
             self._fit("2rf", unet, batches, reflow_step, r.reflow)
 
         return self._made("2rf", self.teacher(), train)

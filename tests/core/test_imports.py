@@ -28,6 +28,7 @@ CORE: dict[str, set[str]] = {
     "commands.training": {
         "checkpoints",
         "commands.common",
+        "losses",
         "prompts",
         "runs",
         "sets",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from instaflow_core.__main__ import main
 from instaflow_core.checkpoints import build_unet, load, save
 from instaflow_core.losses import perceptual_loss
 from instaflow_core.prompts import read_prompts
-from instaflow_core.runs import equal_parts
+from instaflow_core.runs import TrainRequest, equal_parts, train
 from instaflow_core.shapes.anatomy import new_vae
 from instaflow_core.storage import Folder
+from instaflow_core.training import TrainConfig
 from instaflow_core.triplets import SetInfo, claim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +101,13 @@ def test_a_lora_is_written_beside_the_merged_checkpoint(folder):
     assert torch.equal(merged["conv_in.weight"], before["conv_in.weight"])
     assert set(merged) == set(before)
     build_unet(load(folder / "lora.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["stage", "method", "times", "loss"])
+def test_an_unknown_choice_is_named(folder, name):
+    request = replace(TrainRequest("reflow", TrainConfig(1)), **{name: "new"})
+    with pytest.raises(ValueError, match=f"Unknown {name} 'new'; expected one of"):
+        train(load(folder / "teacher.safetensors"), Folder(str(folder / "teacher-set")), request, folder / "x")
 
 
 def test_what_is_there_is_not_trained_over(folder, capsys):

@@ -1,6 +1,7 @@
 """The training loop and the paper's losses, on real small models."""
 
 import importlib.util
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from instaflow_core.flow import interpolate
-from instaflow_core.losses import l2_loss, pseudo_huber_loss, reflow_loss
+from instaflow_core.losses import l2_loss, pseudo_huber_loss, reflow_loss, sample_times
 from instaflow_core.noise import indexed_generator
 from instaflow_core.records import Triplets
 from instaflow_core.shapes.anatomy import new_text_encoder, new_unet
@@ -217,6 +218,15 @@ def test_distillation_is_zero_for_the_flows_end_and_asks_at_1000(triplets, encod
 
     assert distill_step(distance)(oracle, batch).abs() < 1e-6
     assert distance(x_1 + 0.5, x_1) > distance(x_1 + 0.1, x_1) > 0
+
+
+@pytest.mark.parametrize(("how", "near_an_end"), [("uniform", 0.2), ("u-shaped", 1 - math.sinh(1.6) / math.sinh(2))])
+def test_times_follow_their_density(how, near_an_end):
+    """near_an_end: the share of all times below 0.1 or above 0.9, the integral of the density."""
+    times = sample_times(20000, torch.Generator().manual_seed(0), how)
+    assert 0 <= times.min() <= times.max() <= 1
+    for end in (times, 1 - times):
+        assert (end < 0.1).float().mean() == pytest.approx(near_an_end / 2, abs=0.01)
 
 
 def test_reflow_loss_is_the_mean_squared_error_of_the_velocity():
