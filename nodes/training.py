@@ -1,6 +1,6 @@
 """Nodes that make an InstaFlow: triplets from a teacher, reflow, distillation (the paper's three steps)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -185,22 +185,8 @@ class InstaFlowReflow(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        triplets: TripletSet,
-        iterations: int,
-        batch_size: int,
-        learning_rate: float,
-        ema: float,
-        method: str,
-        resume: bool,
-        seed: int,
-        name: str,
-        vae: Any = None,
-    ) -> io.NodeOutput:
-        numbers = {"batch_size": batch_size, "method": method, "seed": seed}
-        return _train("reflow", model, triplets, _config(iterations, learning_rate, ema), resume, name, vae, numbers)
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return _train("reflow", **inputs)
 
 
 class InstaFlowDistill(io.ComfyNode):
@@ -228,59 +214,48 @@ class InstaFlowDistill(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        triplets: TripletSet,
-        loss: str,
-        iterations: int,
-        batch_size: int,
-        learning_rate: float,
-        ema: float,
-        method: str,
-        resume: bool,
-        seed: int,
-        name: str,
-        vae: Any = None,
-    ) -> io.NodeOutput:
-        numbers = {"batch_size": batch_size, "method": method, "seed": seed, "loss": loss}
-        return _train("distill", model, triplets, _config(iterations, learning_rate, ema), resume, name, vae, numbers)
-
-
-def _config(iterations: int, learning_rate: float, ema: float) -> Any:
-    from ..instaflow_core.training import TrainConfig
-
-    every = max(1, iterations // 20)
-    return TrainConfig(
-        iterations=iterations,
-        learning_rate=learning_rate,
-        warmup=min(1000, iterations // 10),
-        ema=ema,
-        checkpoint_every=every,
-        snapshot_every=every,
-    )
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return _train("distill", **inputs)
 
 
 def _train(
     stage: str,
     model: Any,
     triplets: TripletSet,
-    config: Any,
+    iterations: int,
+    batch_size: int,
+    learning_rate: float,
+    ema: float,
+    method: str,
     resume: bool,
+    seed: int,
     name: str,
-    vae: Any,
-    numbers: dict[str, Any],
+    vae: Any = None,
+    loss: str = "l2",
 ) -> io.NodeOutput:
+    """What both trainings' nodes do with their inputs."""
     from ..instaflow_core.pictures import image_tensor
     from ..instaflow_core.runs import TrainRequest, equal_parts, train
     from ..instaflow_core.storage import Folder
+    from ..instaflow_core.training import TrainConfig
 
     out, folder = host_training.result_path(name), Folder(triplets.folder)
-    progress = host_training.Progress(config.iterations)
+    progress = host_training.Progress(iterations)
     init = host_training.as_checkpoint(model, triplets.clip, vae)
+    every = max(1, iterations // 20)
     with host_training.training_device() as device:
-        precision, parts = host_training.precision(), equal_parts(numbers["batch_size"], folder)
-        config = replace(config, precision=precision, accumulate=parts)
-        request = TrainRequest(stage, config, checkpointing=device != "cpu", **numbers)
+        config = TrainConfig(
+            iterations=iterations,
+            learning_rate=learning_rate,
+            warmup=min(1000, iterations // 10),
+            ema=ema,
+            precision=host_training.precision(),
+            accumulate=equal_parts(batch_size, folder),
+            checkpoint_every=every,
+            snapshot_every=every,
+        )
+        request = TrainRequest(
+            stage, config, batch_size, seed, method, loss=loss, checkpointing=device != "cpu"
+        )  # fmt: skip
         trained = train(init, folder, request, out, resume, device, progress.at, progress.show)
     return io.NodeOutput(host_checkpoints.load_model(str(out), "default"), image_tensor([trained.curve]))
