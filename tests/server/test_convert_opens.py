@@ -4,74 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from comfy_client import Graph
 from PIL import Image
-from torch import Tensor
+from sd15 import TEXT, UNET, VAE, random_weights
 
 from instaflow_core.checkpoints import Checkpoint, convert, save_folder
 from instaflow_core.formats import table
 from instaflow_core.weightfiles import read_weights
 
-UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "latent_channels": 4,
-    "scaling_factor": 0.18215,
-}
-TEXT = {
-    "model_type": "clip_text_model",
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "eos_token_id": 2,
-}
 FOLDER = "instaflow_0_9B_random"
 FILE = "instaflow_0_9B_random.safetensors"
-
-
-def random_weights(part: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Half-precision weights that keep activations at a deviation of about 1."""
-    # A billion draws would take a minute; these repeat, at a length that no layer's width divides.
-    draws = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
-    tensors = {}
-    for row in (row for row in table(part, config) if not row.optional):
-        if len(row.shape) == 1:
-            fill = 1.0 if row.diffusers.endswith(".weight") else 0.0  # norms; biases
-            tensors[row.diffusers] = torch.full(row.shape, fill, dtype=torch.float16)
-        else:
-            count = math.prod(row.shape)
-            scaled = (draws / math.sqrt(count / row.shape[0])).half()
-            tensors[row.diffusers] = scaled.repeat(-(-count // len(draws)))[:count].reshape(row.shape)
-    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +27,7 @@ def released(server: Any) -> Iterator[Path]:
     """The folder in models/diffusers, and in models/checkpoints the file it was converted to."""
     models = server.base / "models"
     parts = (("unet", UNET), ("text_encoder", TEXT), ("vae", VAE))
-    weights = {part: random_weights(part, config) for part, config in parts}
+    weights = {part: random_weights(table(part, config)) for part, config in parts}
     checkpoint = Checkpoint(weights["unet"], UNET, weights["text_encoder"], TEXT, weights["vae"], VAE)
     save_folder(checkpoint, models / "diffusers" / FOLDER)
     del checkpoint, weights
