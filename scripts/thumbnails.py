@@ -22,6 +22,7 @@ from workflow import to_prompt
 
 SIZE = 512  # the browser shows them as squares
 GAP = 8
+TIMEOUT = 3600  # seconds; workflow 09 trains
 BACKGROUND, TEXT = (28, 28, 32), (235, 235, 235)
 
 
@@ -33,7 +34,7 @@ def main() -> None:
         for path in paths or sorted((ROOT / "workflows").glob("*.json")):
             graph = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
             try:
-                pictures = [Image.open(io.BytesIO(image)) for image in client.run_prompt(graph).images]
+                pictures = [Image.open(io.BytesIO(image)) for image in client.run_prompt(graph, TIMEOUT).images]
                 thumbnail = side_by_side([p for p in pictures if not getattr(p, "is_animated", False)])
             except (PromptRefused, PromptFailed) as error:
                 print(f"{path.stem}: {error}")
