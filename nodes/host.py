@@ -185,16 +185,19 @@ def sample_euler(
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds(conditioning)
     guider.set_cfg(guidance)
-    samples = guider.sample(
-        noise,
-        latent["samples"],
-        comfy.samplers.sampler_object("euler"),
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
+    with torch.random.fork_rng(devices=[]):
+        # Patches on the MODEL may draw from torch's own random state; KSampler leaves it as its drawing of noise did.
+        comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
+        samples = guider.sample(
+            noise,
+            latent["samples"],
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            denoise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
     return samples.to(comfy.model_management.intermediate_device())
 
 

@@ -28,13 +28,20 @@ def truncated_sigmas(steps: int, denoise: float) -> Tensor:
 
 
 def conditions(stage: str, guidance: float, positive: Any, negative: Any | None) -> dict[str, Any]:
-    """The conditionings the host's guider takes; a negative only where guidance acts, above 1.
+    """The conditionings the host's guider takes.
+
+    A negative goes along at any guidance: up to 1 the host leaves it out by itself, unless a patch on the MODEL asks
+    for it.
 
     Raises:
         ValueError: guidance above 1 for a one-step model, or without a negative.
     """
-    if guidance <= 1:
-        return {"positive": positive}
+    if guidance > 1:
+        _check_guidance(stage, guidance, negative)
+    return {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
+
+
+def _check_guidance(stage: str, guidance: float, negative: Any | None) -> None:
     if stage == "one-step":
         raise ValueError(
             f"Guidance is {guidance:g}, but this MODEL is a one-step InstaFlow: guidance is already distilled into it, "
@@ -45,7 +52,6 @@ def conditions(stage: str, guidance: float, positive: Any, negative: Any | None)
             f"Guidance is {guidance:g}, but nothing is connected to `negative`. Connect a CLIP Text Encode to it "
             "(an empty text will do), or set guidance to 1.0."
         )
-    return {"positive": positive, "negative": negative}
 
 
 def _denoise_input(tooltip: str) -> Any:
@@ -95,7 +101,8 @@ class InstaFlowSampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What to avoid. Needed for guidance above 1, and only used there.",
+                    tooltip="What to avoid. Needed for guidance above 1; up to 1 only patches on the MODEL that ask "
+                    "for it use it.",
                 ),
                 io.Noise.Input(
                     "noise", optional=True, tooltip="Noise to start from, in place of the seed's. InstaFlow Seed Noise."

@@ -67,14 +67,17 @@ def custom_advanced(
     steps: int = 1,
     guidance: float = 1.0,
     denoise: float = 1.0,
+    sampler: Any = None,
+    guider: Any = None,
 ) -> Tensor:
-    """The samples of the stock SamplerCustomAdvanced: Euler on InstaFlowScheduler's noise levels."""
-    if guidance > 1:
+    """The samples of the stock SamplerCustomAdvanced: Euler, or `sampler`, on InstaFlowScheduler's noise levels."""
+    if guider is None and guidance > 1:
         (guider,) = host.run("CFGGuider", model=model, positive=positive, negative=negative, cfg=guidance)
-    else:
+    elif guider is None:
         (guider,) = host.run("BasicGuider", model=model, conditioning=positive)
     (noise,) = host.run("RandomNoise", noise_seed=seed)
-    (sampler,) = host.run("KSamplerSelect", sampler_name="euler")
+    if sampler is None:
+        (sampler,) = host.run("KSamplerSelect", sampler_name="euler")
     (sigmas,) = host.run("InstaFlowScheduler", model=model, steps=steps, denoise=denoise)
     parts = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas}
     return host.run("SamplerCustomAdvanced", latent_image=latent, **parts)[0]["samples"]
