@@ -63,13 +63,13 @@ class Recipe:
     caption_dropout: float = 0.1
     teacher_steps: int = 25
     teacher_guidance: float = 3.0
-    reflow_triplets: int = 10240
-    reflow: TrainConfig = field(default_factory=lambda: _small(3800, 8e-4))
+    reflow_triplets: int = 20480
+    reflow: TrainConfig = field(default_factory=lambda: _small(12000, 8e-4))
     reflow_times: str = "u-shaped"
-    flow_steps: int = 6
+    flow_steps: int = 8
     flow_guidance: float = 1.2
-    distill_triplets: int = 16384
-    distill: TrainConfig = field(default_factory=lambda: _small(3400, 8e-4))
+    distill_triplets: int = 20480
+    distill: TrainConfig = field(default_factory=lambda: _small(3000, 8e-4))
     distill_loss: str = "huber"
 
 
