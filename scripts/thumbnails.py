@@ -2,8 +2,8 @@
 
     python3 scripts/devhost.py scripts/thumbnails.py [NAME...]
 
-A workflow's pictures stand side by side in its thumbnail, more than three of them in rows; videos are left out. One
-whose checkpoint is not there gets a card with its name.
+A workflow's pictures stand side by side in its thumbnail, more than three of them in rows, wide ones one above another;
+videos are left out. One whose checkpoint is not there gets a card with its name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from workflow import to_prompt
 
 SIZE = 512  # the browser shows them as squares
 GAP = 8
+WIDE = 1.25  # width over height from which two or three pictures are larger one above another
 TIMEOUT = 3600  # seconds; workflow 09 trains
 BACKGROUND, TEXT = (28, 28, 32), (235, 235, 235)
 
@@ -44,17 +45,21 @@ def main() -> None:
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     """Pictures in equal cells of a square, as large as they fit without being stretched; small ones not smoothed."""
-    columns = len(pictures) if len(pictures) <= 3 else math.ceil(math.sqrt(len(pictures)))
+    if len(pictures) > 3:
+        columns = math.ceil(math.sqrt(len(pictures)))
+    else:
+        columns = 1 if all(picture.width > WIDE * picture.height for picture in pictures) else len(pictures)
     rows = math.ceil(len(pictures) / columns)
-    side = (SIZE - GAP * (columns - 1)) // columns
-    top = (SIZE - rows * side - (rows - 1) * GAP) // 2
+    width = (SIZE - GAP * (columns - 1)) // columns
+    height = min(width, (SIZE - GAP * (rows - 1)) // rows)
+    top = (SIZE - rows * height - (rows - 1) * GAP) // 2
     square = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
     for i, picture in enumerate(pictures):
-        scale = side / max(picture.size)
+        scale = min(width / picture.width, height / picture.height)
         how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         sized = picture.convert("RGB").resize((round(picture.width * scale), round(picture.height * scale)), how)
-        left, above = i % columns * (side + GAP), top + i // columns * (side + GAP)
-        square.paste(sized, (left + (side - sized.width) // 2, above + (side - sized.height) // 2))
+        left, above = i % columns * (width + GAP), top + i // columns * (height + GAP)
+        square.paste(sized, (left + (width - sized.width) // 2, above + (height - sized.height) // 2))
     return square
 
 
