@@ -185,8 +185,22 @@ class InstaFlowReflow(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _train("reflow", **inputs)
+    def execute(
+        cls,
+        model: Any,
+        triplets: TripletSet,
+        iterations: int,
+        batch_size: int,
+        learning_rate: float,
+        ema: float,
+        method: str,
+        resume: bool,
+        seed: int,
+        name: str,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        numbers = (iterations, batch_size, learning_rate, ema)
+        return _train("reflow", model, triplets, *numbers, method, resume, seed, name, vae)
 
 
 class InstaFlowDistill(io.ComfyNode):
@@ -214,8 +228,23 @@ class InstaFlowDistill(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _train("distill", **inputs)
+    def execute(
+        cls,
+        model: Any,
+        triplets: TripletSet,
+        loss: str,
+        iterations: int,
+        batch_size: int,
+        learning_rate: float,
+        ema: float,
+        method: str,
+        resume: bool,
+        seed: int,
+        name: str,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        numbers = (iterations, batch_size, learning_rate, ema)
+        return _train("distill", model, triplets, *numbers, method, resume, seed, name, vae, loss)
 
 
 def _train(

@@ -62,11 +62,11 @@ class Flow:
 
 @pytest.fixture(scope="module")
 def flows(host: Any) -> dict[str, Flow]:
-    settings = {"built-in: shapes": (1, 1.0), "built-in: shapes-2rf": (4, 1.5)}
-    return {
-        name: Flow(*host.run("InstaFlowLoadCheckpoint", checkpoint=name, weight_dtype="fp32"), *setting)
-        for name, setting in settings.items()
-    }
+    made = {}
+    for name, steps, guidance in (("built-in: shapes", 1, 1.0), ("built-in: shapes-2rf", 4, 1.5)):
+        model, clip, vae = host.run("InstaFlowLoadCheckpoint", checkpoint=name, weight_dtype="fp32")
+        made[name] = Flow(model, clip, vae, steps, guidance)
+    return made
 
 
 @pytest.fixture(scope="module")

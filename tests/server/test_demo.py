@@ -31,7 +31,7 @@ def assert_server_is_gone() -> None:
 
 
 def test_the_demo_draws_its_caption(tmp_path: Path) -> None:
-    caption, out = "a large red circle on a white background", tmp_path / "new" / "a.png"
+    caption, out = "a yellow star on a purple background", tmp_path / "new" / "a.png"
     ran = run_demo(f"--prompt={caption}", "--seed=3", f"--out={out}")
     assert ran.returncode == 0, ran.stderr
     assert re.search(rf"{re.escape(str(out))} .*\d+\.\d\d s", ran.stdout)
