@@ -207,7 +207,7 @@ def test_a_sampler_of_another_pack(host: Any, flow: Flow) -> None:
     """A function in the place of the host's samplers: it finds the flow's levels and steps as Euler does."""
     from comfy.samplers import KSAMPLER
 
-    def euler(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None):
+    def euler(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Tensor:
         assert float(model.inner_model.inner_model.model_sampling.sigma_max) == float(sigmas[0])
         for now, then in pairwise(sigmas):
             denoised = model(x, now * x.new_ones(len(x)), **extra_args)
