@@ -10,41 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from sd15 import TEXT as SD15_TEXT
+from sd15 import UNET as SD15_UNET
+from sd15 import VAE as SD15_VAE
 from torch import Tensor
 
 from instaflow_core.configs import infer_text_config, infer_unet_config, infer_vae_config
 from instaflow_core.formats import FormatError, Layout, identify, match, table, to_ldm, with_text_prefix
 from instaflow_core.keytables import Row
 from instaflow_core.weightfiles import read_weights
-
-SD15_UNET = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-SD15_VAE = {
-    "_class_name": "AutoencoderKL",
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "latent_channels": 4,
-}
-SD15_TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-}
 
 # Every way a UNet of this kind may differ from Stable Diffusion 1.5's: depth, layers, attention, linear projections.
 UNETS: dict[str, dict[str, Any]] = {
