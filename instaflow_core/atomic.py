@@ -2,8 +2,9 @@
 
 import glob
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,12 +29,22 @@ def replacing(path: Path) -> Iterator[Path]:
             os.unlink(name)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that a killed writer left: those of a file, or all of them under a folder. Only where
-    nobody else writes there."""
-    leftovers = path.rglob(".*.tmp") if path.is_dir() else path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what a killed writer of `path`, a file or a folder, left beside it. Only where nobody else writes it."""
+    _remove(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+
+
+def remove_leftovers_in(folder: Path) -> None:
+    """Remove what killed writers left anywhere in the folder. Only where nobody else writes there."""
+    _remove(folder.rglob(".*.tmp"))
+
+
+def _remove(leftovers: Iterable[Path]) -> None:
     for leftover in list(leftovers):
-        leftover.unlink()
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def current_umask() -> int:

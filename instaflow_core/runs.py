@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .atomic import remove_leftovers, replacing
+from .atomic import remove_leftovers_of, replacing
 from .checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae, save, save_folder
 from .losses import DISTILLATION_LOSSES, TIMES, decoded_lpips
 from .records import Triplets
@@ -227,7 +227,7 @@ def _trained(init: Checkpoint, unet: Any, request: TrainRequest, info: SetInfo) 
 
 
 def _save(checkpoint: Checkpoint, out: Path, dtype: torch.dtype | None) -> None:
-    remove_leftovers(out)
+    remove_leftovers_of(out)
     if out.suffix == ".safetensors":
         save(checkpoint, out, dtype)
     else:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .atomic import remove_leftovers, replacing
+from .atomic import remove_leftovers_in, replacing
 from .share import Share
 
 STATE_FILE = "state.pt"
@@ -150,7 +150,7 @@ class _Run:
         self.done, self.losses = 0, list[float]()
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
+            remove_leftovers_in(folder)
 
     def step(self, step: int, batch: Batch, loss: Callable[[nn.Module, Any], Tensor]) -> float:
         """One optimiser step; its loss, the mean over the whole batch."""
