@@ -20,9 +20,8 @@ def image_pictures(images: Tensor) -> list[Image.Image]:
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Pictures (B, 3, H, W) in [-1, 1] as images."""
-    scaled = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return [Image.fromarray(picture.cpu().numpy()) for picture in scaled]
+    """What a decoder made, (B, 3, H, W) in [-1, 1], as pictures."""
+    return image_pictures((pixels.permute(0, 2, 3, 1) + 1) / 2)
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:

@@ -37,7 +37,7 @@ def add_triplets(commands: Commands) -> None:
         _triplets,
         "Make a set of (text, noise, latent) from a teacher: the first step, and for distillation the third.",
         'python -m instaflow_core triplets --teacher "built-in: shapes-teacher" --prompts captions.txt --count 2000 '
-        "--guidance 3 --out sets/teacher",
+        "--guidance 2 --out sets/teacher",
     )
     parser.add_argument("--teacher", required=True, metavar="NAME|PATH", help=CHECKPOINT_HELP)
     parser.add_argument(

@@ -62,14 +62,14 @@ class Recipe:
     batch: int = 64
     caption_dropout: float = 0.1
     teacher_steps: int = 25
-    teacher_guidance: float = 3.0
+    teacher_guidance: float = 2.0
     reflow_triplets: int = 20480
     reflow: TrainConfig = field(default_factory=lambda: _small(12000, 8e-4))
     reflow_times: str = "u-shaped"
-    flow_steps: int = 8
-    flow_guidance: float = 1.2
-    distill_triplets: int = 20480
-    distill: TrainConfig = field(default_factory=lambda: _small(3000, 8e-4))
+    flow_steps: int = 6
+    flow_guidance: float = 1.0
+    distill_triplets: int = 65536
+    distill: TrainConfig = field(default_factory=lambda: _small(6000, 8e-4))
     distill_loss: str = "huber"
 
 
