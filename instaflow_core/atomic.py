@@ -44,7 +44,7 @@ def _remove(leftovers: Iterable[Path]) -> None:
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # it may have gone with the folder it lay in
 
 
 def current_umask() -> int:

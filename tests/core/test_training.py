@@ -80,6 +80,8 @@ def test_a_leftover_of_a_killed_writer_is_removed(tmp_path):
     (tmp_path / ".state.pt.abc.tmp").write_bytes(b"half a checkpoint")
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / ".000020.png.abc.tmp").write_bytes(b"half a picture")
+    (tmp_path / ".model.abc.tmp").mkdir()
+    (tmp_path / ".model.abc.tmp" / ".unet.abc.tmp").write_bytes(b"half a file of half a folder")
     fit(linear(), batch, loss, CONFIG, tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["loss.csv", "samples", "state.pt"]
 
