@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -28,9 +29,8 @@ sys.path.append(str(ROOT))
 from diffusers import AutoencoderKL
 
 from instaflow_core.checkpoints import load, save_folder
-from instaflow_core.pictures import image_pictures
 from instaflow_core.shapes.captions import sample_captions
-from instaflow_core.shapes.recipes import render_pictures
+from instaflow_core.shapes.render import render, sample_scene
 
 TEACHER = "built-in: shapes-teacher"
 PICTURES = 256
@@ -51,13 +51,12 @@ class Contest:
             norm_num_groups=4,
         )
         vae.save_pretrained(folder / "model" / "vae")
-        captions = [str(caption) for caption in sample_captions(PICTURES, 0)]
-        (folder / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
+        rng, captions, rows = random.Random(0), sample_captions(PICTURES, 0), []
+        (folder / "captions.txt").write_text("\n".join(map(str, captions)), encoding="utf-8")
         (folder / "pictures").mkdir()
-        pictures = render_pictures(PICTURES, 0).permute(0, 2, 3, 1) / 255
-        for i, picture in enumerate(image_pictures(pictures)):
-            picture.save(folder / "pictures" / f"{i:04}.png")
-        rows = [json.dumps({"file_name": f"{i:04}.png", "text": text}) for i, text in enumerate(captions)]
+        for i, caption in enumerate(captions):
+            render(sample_scene(caption, rng)).save(folder / "pictures" / f"{i:04}.png")
+            rows.append(json.dumps({"file_name": f"{i:04}.png", "text": str(caption)}))
         (folder / "pictures" / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
         self._instaflow(
             "triplets", "--teacher", TEACHER, "--prompts", folder / "captions.txt", "--count", PICTURES, "--steps", 2,
