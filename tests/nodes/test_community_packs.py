@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 import torch
 from host_process import load_pack
-from PIL import Image
 from samplers import WAYS, custom_advanced, instaflow, ksampler
 from torch import Tensor
 
+from instaflow_core.pictures import image_pictures
 from instaflow_core.shapes.captions import Caption
-from instaflow_core.shapes.judge import judge
+from instaflow_core.shapes.evaluate import accuracy
 
 PACKS = {
     "sd-dynamic-thresholding": "mcmonkeyprojects/sd-dynamic-thresholding@73e4e04",
@@ -108,12 +108,10 @@ def sampled(host: Any, flow: Flow, sample: Any, model: Any, **settings: Any) -> 
     return torch.cat(latents)
 
 
-def right(host: Any, flow: Flow, latents: Tensor) -> int:
-    """How many of them show what their caption says."""
+def right(host: Any, flow: Flow, latents: Tensor) -> float:
+    """The share of them that show what their caption says."""
     (images,) = host.run("VAEDecode", samples={"samples": latents}, vae=flow.vae)
-    pictures = [Image.fromarray((image.clamp(0, 1) * 255).round().byte().numpy()) for image in images]
-    captions = [caption for caption in CAPTIONS for _ in range(2)]
-    return sum(judge(picture, caption) for picture, caption in zip(pictures, captions, strict=True))
+    return accuracy(image_pictures(images), [caption for caption in CAPTIONS for _ in range(2)])
 
 
 # --- packs whose node patches a MODEL ---
