@@ -32,6 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def remove_leftovers_of(path: Path) -> None:
     """Remove what a killed writer of `path`, a file or a folder, left beside it. Only where nobody else writes it."""
     _remove(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+    if path.exists():  # else what was moved aside for it is all there is
+        _remove(path.parent.glob(f".{glob.escape(path.name)}.*.old"))
 
 
 def remove_leftovers_in(folder: Path) -> None:

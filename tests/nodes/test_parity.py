@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from sd15 import TEXT, UNET, VAE
 from small_models import scale_output
 from torch import Tensor
 
@@ -23,30 +24,7 @@ PROMPT = "a watercolour of a lighthouse, (not a weight), on a cliff"
 NEGATIVE = "blurry, dark"
 LATENT_TOLERANCE = 5e-6
 IMAGE_TOLERANCE = 2e-5
-VAE_SCALE = 0.18215
-
-UNET = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
-    "sample_size": 512,
-}
-TEXT = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-    "eos_token_id": 2,
-}
+VAE_SCALE = VAE["scaling_factor"]
 
 
 @dataclass(frozen=True)
@@ -99,9 +77,9 @@ def _random_modules() -> tuple[Any, Any, Any]:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(**UNET).eval()
-        vae = AutoencoderKL(**VAE).eval()
-        text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT)).eval()
+        unet = UNet2DConditionModel.from_config(UNET).eval()
+        vae = AutoencoderKL.from_config(VAE).eval()
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(TEXT)).eval()
     scale_output(unet)
     return unet, text_encoder, vae
 
