@@ -78,12 +78,6 @@ def autoencoder_loss(vae: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
     return reconstruction_error(decoded, pictures) + 0.1 * moments
 
 
-def decoder_loss(decoder: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Reconstruction from latents that stay as they are."""
-    pictures, latents = batch
-    return reconstruction_error(decoder(latents), pictures)
-
-
 def reconstruction_error(decoded: Tensor, pictures: Tensor) -> Tensor:
     """Squared error of a decoder's pictures in [-1, 1] as a share of each picture's own variance.
 

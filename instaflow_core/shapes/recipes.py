@@ -1,7 +1,8 @@
 """How the built-in models are made from nothing: autoencoder, text encoder, teacher, then the paper's three steps.
 
 Each stage writes its result to the work folder and is skipped where that is there already; a stage that is killed goes
-on from its last checkpoint. Reflow and distillation go through the same code as users' training.
+on from its last checkpoint. Reflow and distillation go through the same code as users' training; the decoder is trained
+on at last, when there is a teacher.
 """
 
 from collections.abc import Callable
@@ -27,15 +28,9 @@ from ..training import Every, TrainConfig, fit
 from ..triplets import Generate, SetInfo, write_triplets
 from ..weightfiles import write_weights
 from .anatomy import LATENT_SHAPE, new_text_encoder, new_unet, new_vae
-from .autoencoder import (
-    LATENT_NOISE,
-    PictureBatches,
-    autoencoder_loss,
-    decoder_loss,
-    render_busy_pictures,
-    render_pictures,
-)
+from .autoencoder import PictureBatches, autoencoder_loss, render_busy_pictures, render_pictures
 from .captions import sample_captions
+from .decoder import DenoisedBatches, decoder_loss
 from .text_encoder import CaptionBatches, CaptionReader, reading_loss
 
 
@@ -54,17 +49,18 @@ class Recipe:
     busy_pictures: int = 12000
     autoencoder: TrainConfig = field(default_factory=lambda: _small(14000, 1e-3, ema=0.995))
     autoencoder_batch: int = 4
-    decoder: TrainConfig = field(default_factory=lambda: _small(3000, 6e-4, ema=0.995))
+    decoder: TrainConfig = field(default_factory=lambda: _small(4000, 6e-4, ema=0.995))
+    decoder_batch: int = 8
     text: TrainConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
     text_batch: int = 64
     latents: int = 24000
-    teacher: TrainConfig = field(default_factory=lambda: _small(10000, 1e-3))
+    teacher: TrainConfig = field(default_factory=lambda: _small(18000, 1e-3))
     batch: int = 64
     caption_dropout: float = 0.1
     teacher_steps: int = 25
     teacher_guidance: float = 2.0
     reflow_triplets: int = 20480
-    reflow: TrainConfig = field(default_factory=lambda: _small(12000, 8e-4))
+    reflow: TrainConfig = field(default_factory=lambda: _small(20000, 8e-4))
     reflow_times: str = "u-shaped"
     flow_steps: int = 6
     flow_guidance: float = 1.0
@@ -84,25 +80,21 @@ class Kitchen:
         r = self.recipe
 
         def train(vae: nn.Module) -> None:
-            batches = PictureBatches(self._pictures(r.seed + 1), r.autoencoder_batch, r.seed)
+            plain, busy = render_pictures(r.pictures, r.seed + 1), render_busy_pictures(r.busy_pictures, r.seed + 1)
+            batches = PictureBatches(torch.cat([plain, busy]), r.autoencoder_batch, r.seed)
             self._fit("autoencoder", vae, batches, autoencoder_loss, r.autoencoder)
 
         return self._made("autoencoder", new_vae(r.seed), train)
 
     def vae(self) -> Any:
-        """The autoencoder with its decoder trained further, while the latents, and so every other stage, stay."""
+        """The autoencoder with its decoder trained further, on latents that the teacher has made."""
         r, vae = self.recipe, self.autoencoder()
 
         def train(decoder: nn.Module) -> None:
-            batches = PictureBatches(self._pictures(r.seed + 8), r.autoencoder_batch, r.seed + 8)
-
-            def batch(step: int, share: Share) -> tuple[Tensor, Tensor]:
-                pictures, noise = batches(step, share)
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    latents = vae.encoder(pictures * 2 - 1).float()
-                return pictures, latents + LATENT_NOISE * noise
-
-            self._fit("decoder", decoder, batch, decoder_loss, r.decoder)
+            captions, latents = self.latents()
+            pictures, texts, teacher = render_pictures(r.latents, r.seed + 2), self.text_encoder(), self.teacher()
+            batches = DenoisedBatches(teacher, texts, captions, pictures, latents, r.decoder_batch, r.seed + 8)
+            self._fit("decoder", decoder, batches, decoder_loss, r.decoder)
 
         self._made("decoder", vae.decoder, train)
         return vae
@@ -212,10 +204,6 @@ class Kitchen:
         module.requires_grad_(True)
         folder = self.folder / "checkpoints" / name
         fit(module, batch, loss, config, folder, resume=True, progress=Every(name, config.iterations))
-
-    def _pictures(self, seed: int) -> Tensor:
-        r = self.recipe
-        return torch.cat([render_pictures(r.pictures, seed), render_busy_pictures(r.busy_pictures, seed)])
 
     def _triplets(self, name: str, count: int, seed: int, source: dict[str, Any], make: Generate) -> Triplets:
         info = SetInfo(count, seed, LATENT_SHAPE, source=source)
