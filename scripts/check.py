@@ -23,9 +23,11 @@ def main() -> int:
         ["ruff", "check", "."],
         ["mypy", "-p", "instaflow_pack.nodes", "-p", "instaflow_pack.instaflow_core"],
         ["mypy", "scripts", "benchmarks"],
-        ["pytest", *sys.argv[1:]],
+        # Two halves of the suite side by side, each with a server of its own: one mostly waits for the other program
+        # it runs. More would not fit in memory, since some tests hold models of Stable Diffusion's size.
+        ["pytest", "--numprocesses=2", "--dist=loadfile", *sys.argv[1:]],
     ]
-    # One thread an operation: two processes (tests and server) share the cores, and results do not vary.
+    # One thread an operation: tests and servers share the cores, and results do not vary.
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     for step in steps:
         print("$ " + " ".join(step), flush=True)
