@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 
-from ..checkpoints import Checkpoint, load
+from ..checkpoints import MODELS, Checkpoint, load
 from ..noise import indexed_noise
 from ..solvers import time_grid
 from ..straightness import diffusion_trajectory, flow_trajectory, straightness
@@ -25,6 +25,7 @@ _TRAJECTORY_STEPS, _TRAJECTORIES = 100, 64
 
 METHODS: dict[str, tuple[str, tuple[int, ...]]] = {
     "teacher": ("built-in: shapes-teacher", (25, 8, 1)),
+    "direct": (str(MODELS / "shapes-direct.safetensors"), (1,)),
     "2rf": ("built-in: shapes-2rf", (25, 4, 2, 1)),
     "instaflow": ("built-in: shapes", (1,)),
 }
