@@ -1,6 +1,6 @@
 """Make the built-in models again from nothing: `make models`. Stops and goes on; everything is in build/shapes.
 
-python scripts/train_models.py [--only STAGE]
+python scripts/train_models.py [--note TEXT]
 """
 
 from __future__ import annotations
@@ -40,15 +40,12 @@ SHIPPED: dict[str, tuple[str, str, str, int, float]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SHIPPED, help="stop after this stage")
     parser.add_argument("--note", help="kept in the models' metadata, where the recipe does not tell the whole story")
     args = parser.parse_args()
     kitchen = Kitchen(WORK, Recipe())
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     for stage in SHIPPED:
         ship(kitchen, stage, {"commit": commit.stdout.strip()} | ({"note": args.note} if args.note else {}))
-        if stage == args.only:
-            break
 
 
 def ship(kitchen: Kitchen, stage: str, record: dict[str, str]) -> None:

@@ -85,6 +85,13 @@ def all_captions(held_out: bool) -> list[Caption]:
     return [c for c in captions if c.held_out == held_out]
 
 
-def sample_captions(count: int, seed: int, held_out: bool = False) -> list[Caption]:
-    """`count` captions of one part drawn uniformly with repetition; the same for the same seed."""
-    return random.Random(seed).choices(all_captions(held_out), k=count)
+def sample_captions(
+    count: int, seed: int, held_out: bool = False, often: dict[str, int] | None = None
+) -> list[Caption]:
+    """`count` captions of one part drawn with repetition; the same for the same seed.
+
+    often: shapes that come so many times as often as the others; without it all captions are equally likely.
+    """
+    captions = all_captions(held_out)
+    weights = [often.get(c.shape, 1) for c in captions] if often else None
+    return random.Random(seed).choices(captions, weights, k=count)

@@ -1,5 +1,10 @@
-"""Training the decoder on, on latents as models make them, while the latents, and so every other stage, stay."""
+"""Training the decoder on, on latents as models make them, while the latents, and so every other stage, stay.
 
+First on what the teacher takes noisy latents for, where the true picture is known; then on what the finished models
+draw, where it is the scene that lies nearest to what the decoder shows so far.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +57,30 @@ class DenoisedBatches:
             noise = self.teacher(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0].float()
         kept = self.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return (noisy - (1 - kept).sqrt() * noise) / kept.sqrt()
+
+
+class DrawnBatches:
+    """(Step, share) -> pictures (B, 3, 64, 64) in [0, 1], and latents (B, 4, 8, 8), as many of each source.
+
+    Args:
+        sources: pictures (N, 3, 64, 64) uint8 and latents (N, 4, 8, 8) that should be decoded to them. The first are
+            true ones, and get a little noise.
+        size: B, a multiple of the number of sources.
+    """
+
+    def __init__(self, sources: Sequence[tuple[Tensor, Tensor]], size: int, seed: int) -> None:
+        self.sources, self.size, self.seed = sources, size, seed
+
+    def __call__(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
+        generator, rows = indexed_generator(self.seed, step), share.rows(self.size)
+        each = self.size // len(self.sources)
+        noise = LATENT_NOISE * torch.randn(each, *LATENT_SHAPE, generator=generator)
+        pictures, latents = [], []
+        for number, (shown, drawn) in enumerate(self.sources):
+            index = torch.randint(len(drawn), (each,), generator=generator)
+            pictures.append(shown[index].float() / 255)
+            latents.append(drawn[index] if number else drawn[index] + noise)
+        return torch.cat(pictures)[rows], torch.cat(latents)[rows]
 
 
 def decoder_loss(decoder: Any, batch: tuple[Tensor, Tensor]) -> Tensor:

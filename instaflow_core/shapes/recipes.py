@@ -2,10 +2,10 @@
 
 Each stage writes its result to the work folder and is skipped where that is there already; a stage that is killed goes
 on from its last checkpoint. Reflow and distillation go through the same code as users' training; the decoder is trained
-on at last, when there is a teacher.
+on when there is a teacher, and again at last, on what all of them draw.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from ..weightfiles import write_weights
 from .anatomy import LATENT_SHAPE, new_text_encoder, new_unet, new_vae
 from .autoencoder import PictureBatches, autoencoder_loss, render_busy_pictures, render_pictures
 from .captions import sample_captions
-from .decoder import DenoisedBatches, decoder_loss
+from .decoder import DenoisedBatches, DrawnBatches, decoder_loss
+from .fitting import meant_pictures
 from .text_encoder import CaptionBatches, CaptionReader, reading_loss
 
 
@@ -51,6 +52,8 @@ class Recipe:
     autoencoder_batch: int = 4
     decoder: TrainConfig = field(default_factory=lambda: _small(4000, 6e-4, ema=0.995))
     decoder_batch: int = 8
+    outlines: TrainConfig = field(default_factory=lambda: _small(3500, 6e-4, ema=0.995))
+    outlines_drawn: int = 7000
     text: TrainConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
     text_batch: int = 64
     latents: int = 24000
@@ -59,13 +62,14 @@ class Recipe:
     caption_dropout: float = 0.1
     teacher_steps: int = 25
     teacher_guidance: float = 2.0
-    reflow_triplets: int = 20480
-    reflow: TrainConfig = field(default_factory=lambda: _small(20000, 8e-4))
+    often: dict[str, int] = field(default_factory=lambda: {"star": 3, "ring": 2})
+    reflow_triplets: int = 32768
+    reflow: TrainConfig = field(default_factory=lambda: _small(31000, 8e-4))
     reflow_times: str = "u-shaped"
     flow_steps: int = 6
     flow_guidance: float = 1.0
-    distill_triplets: int = 65536
-    distill: TrainConfig = field(default_factory=lambda: _small(6000, 8e-4))
+    distill_triplets: int = 81920
+    distill: TrainConfig = field(default_factory=lambda: _small(12400, 8e-4))
     distill_loss: str = "huber"
 
 
@@ -86,9 +90,9 @@ class Kitchen:
 
         return self._made("autoencoder", new_vae(r.seed), train)
 
-    def vae(self) -> Any:
-        """The autoencoder with its decoder trained further, on latents that the teacher has made."""
-        r, vae = self.recipe, self.autoencoder()
+    def decoder(self) -> Any:
+        """The autoencoder's decoder trained on, on latents that the teacher has estimated."""
+        r = self.recipe
 
         def train(decoder: nn.Module) -> None:
             captions, latents = self.latents()
@@ -96,8 +100,34 @@ class Kitchen:
             batches = DenoisedBatches(teacher, texts, captions, pictures, latents, r.decoder_batch, r.seed + 8)
             self._fit("decoder", decoder, batches, decoder_loss, r.decoder)
 
-        self._made("decoder", vae.decoder, train)
+        return self._made("decoder", self.autoencoder().decoder, train)
+
+    def vae(self) -> Any:
+        """The finished autoencoder: its decoder trained on again, on what the models draw in the end."""
+        r, vae = self.recipe, self.autoencoder()
+
+        def train(decoder: nn.Module) -> None:
+            true = render_pictures(r.latents, r.seed + 2), self.latents()[1]
+            batches = DrawnBatches([true, *self._drawn()], r.decoder_batch, r.seed + 9)
+            self._fit("outlines", decoder, batches, decoder_loss, r.outlines)
+
+        vae.decoder = self._made("outlines", self.decoder(), train)
         return vae
+
+    def _drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pictures, and latents of them by the teacher, by the 2-rectified flow, and by one step from the flow's noise;
+        without those of which nobody can tell what they were meant to show."""
+        decoder, encoder = self.decoder(), self.text_encoder()
+        for triplets, student in ((self.teacher_triplets(), None), (self.flow_triplets(), self.instaflow())):
+            for block, index in triplets.draw(range(self.recipe.outlines_drawn)):
+                rows = [row for row in index.tolist() if block.texts[row]]
+                texts, made = [block.texts[row] for row in rows], [block.latents[rows].float()]
+                if student:
+                    one_step = latent_maker(encoder, student, "velocity", 1, 1.0)
+                    made.append(one_step(texts, triplets.info.noise([block.indices[row] for row in rows])))
+                for latents in made:
+                    told, pictures = meant_pictures(decoder, latents, texts)
+                    yield pictures, latents[told]
 
     def text_encoder(self) -> Any:
         """The text encoder, taught to tell what a caption says; frozen from then on, as CLIP is in Stable Diffusion."""
@@ -208,7 +238,8 @@ class Kitchen:
     def _triplets(self, name: str, count: int, seed: int, source: dict[str, Any], make: Generate) -> Triplets:
         info = SetInfo(count, seed, LATENT_SHAPE, source=source)
         # Every tenth prompt is empty: guidance needs a flow that knows what to draw without a caption.
-        prompts = ["" if i % 10 == 9 else str(c) for i, c in enumerate(sample_captions(count, seed))]
+        captions = sample_captions(count, seed, often=self.recipe.often)
+        prompts = ["" if i % 10 == 9 else str(c) for i, c in enumerate(captions)]
         folder = Folder(self.folder / name)
         with tqdm(total=count, desc=name) as bar:
             write_triplets(folder, info, prompts, make, 128, bar.update)

@@ -88,6 +88,7 @@ CORE: dict[str, set[str]] = {
     "shapes.decoder": {"noise", "shapes.anatomy", "shapes.autoencoder", "share", "stages", "teacher"},
     "shapes.evaluate": {"checkpoints", "generate", "noise", "pictures", "shapes.captions", "shapes.judge", "text"},
     "shapes.features": set(),
+    "shapes.fitting": {"pictures", "shapes.anatomy", "shapes.captions", "shapes.judge", "shapes.render"},
     "shapes.judge": {"shapes.captions", "shapes.render"},
     "shapes.recipes": {
         "losses",
@@ -98,6 +99,7 @@ CORE: dict[str, set[str]] = {
         "shapes.autoencoder",
         "shapes.captions",
         "shapes.decoder",
+        "shapes.fitting",
         "shapes.text_encoder",
         "share",
         "stages",

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 
-from instaflow_core.checkpoints import BUILT_IN, MODELS, load
+from instaflow_core.checkpoints import BUILT_IN, MODELS, build_vae, load
+from instaflow_core.shapes.autoencoder import render_pictures
 from instaflow_core.shapes.captions import sample_captions
 from instaflow_core.shapes.evaluate import accuracy, draw_pictures
+from instaflow_core.shapes.fitting import meant_pictures
 
 STAGES = {
     "built-in: shapes": ("one-step", "velocity"),
@@ -36,3 +39,17 @@ def test_one_step_draws_what_the_caption_says(held_out: bool, least: float):
     captions = sample_captions(400, 2024, held_out)
     pictures = draw_pictures(load("built-in: shapes"), captions, seed=1, steps=1, guidance=1.0)
     assert accuracy(pictures, captions) >= least
+
+
+@torch.no_grad()
+def test_what_latents_were_meant_to_show_is_told_from_them():
+    captions, true = sample_captions(24, 8), render_pictures(24, 8)
+    vae = build_vae(load("built-in: shapes"))
+    rows, told = meant_pictures(vae.decoder, vae.encoder(true / 127.5 - 1), [str(c) for c in captions])
+    assert len(rows) >= 22
+    assert (told.float() - true[rows].float()).abs().mean() < 3
+    # Latents of another caption's picture were meant to show neither.
+    rows, told = meant_pictures(
+        vae.decoder, vae.encoder(true[:1] / 127.5 - 1), ["a small red ring on a blue background"]
+    )
+    assert len(rows) == len(told) == 0

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from instaflow_core.shapes.captions import COLORS, SHAPES, Caption, all_captions, parse, sample_captions
+from instaflow_core.shapes.fitting import fit_scene
 from instaflow_core.shapes.judge import judge, look
 from instaflow_core.shapes.render import Scene, render, sample_scene
 
@@ -124,3 +125,24 @@ def test_what_the_judge_saw_is_where_it_was_drawn():
     assert seen is not None
     assert (seen.shape, seen.color, seen.background) == ("diamond", "green", "black")
     assert (seen.extent, seen.x, seen.y) == pytest.approx((0.5, 0.4, 0.6), abs=0.02)
+
+
+def test_the_scene_that_was_meant_is_found_again():
+    for i, caption in enumerate(sample_captions(40, 6)):
+        meant = sample_scene(caption, random.Random(i))
+        drawn = render(meant).filter(ImageFilter.GaussianBlur(1.2))
+        fitted = fit_scene(drawn, caption)
+        assert fitted is not None
+        scene, error = fitted
+        assert (scene.extent, scene.x, scene.y) == pytest.approx((meant.extent, meant.x, meant.y), abs=0.02), caption
+        assert error < 0.12
+
+
+def test_a_picture_in_other_colours_meant_something_else():
+    star = picture(Caption("star", "red", "white"))
+    assert fit_scene(star, Caption("star", "red", "black")) is None
+    assert fit_scene(star, Caption("star", "blue", "white")) is None
+    right, ring = (fit_scene(star, Caption(shape, "red", "white")) for shape in ("star", "ring"))
+    assert right is not None
+    assert ring is not None
+    assert right[1] < 0.02 < 0.1 < ring[1]
