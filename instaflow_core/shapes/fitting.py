@@ -46,12 +46,12 @@ def meant_pictures(decoder: Any, latents: Tensor, texts: Sequence[str]) -> tuple
 def fit_scene(picture: Image.Image, caption: Caption) -> tuple[Scene, float] | None:
     """The scene of the caption that is nearest to a square picture, and how far off it is.
 
-    That is the root of the mean squared difference, 0 to 1. None where the judge sees other colours than the caption's,
-    or nothing at all. The shape it sees does not count: a star with soft tips looks like a diamond, and it is the star
-    that was meant.
+    That is the root of the mean squared difference, 0 to 1. None where the judge sees another background than the
+    caption's, or nothing at all. The shape and the colour it sees do not count: a star with soft tips looks like a
+    diamond, a ring of purple and blue like a blue one, and the caption tells which was meant.
     """
     seen = look(picture)
-    if seen is None or (seen.color, seen.background) != (caption.color, caption.background):
+    if seen is None or seen.background != caption.background:
         return None
     pixels = np.asarray(picture, dtype=np.float32)
     extent = min(max(seen.extent, _EXTENTS[0]), _EXTENTS[1])

@@ -141,8 +141,21 @@ def test_the_scene_that_was_meant_is_found_again():
 def test_a_picture_in_other_colours_meant_something_else():
     star = picture(Caption("star", "red", "white"))
     assert fit_scene(star, Caption("star", "red", "black")) is None
-    assert fit_scene(star, Caption("star", "blue", "white")) is None
-    right, ring = (fit_scene(star, Caption(shape, "red", "white")) for shape in ("star", "ring"))
-    assert right is not None
-    assert ring is not None
-    assert right[1] < 0.02 < 0.1 < ring[1]
+    captions = [Caption(shape, color, "white") for shape, color in (("star", "red"), ("ring", "red"), ("star", "blue"))]
+    fitted = [fit_scene(star, caption) for caption in captions]
+    right, ring, blue = (found[1] for found in fitted if found)
+    assert right < 0.02 < 0.1 < min(ring, blue)
+
+
+def test_a_ring_of_two_colours_meant_that_of_its_caption():
+    purple, blue = (np.array(render(Scene(Caption("ring", c, "white"), 0.4, 0.5, 0.5), 64)) for c in ("purple", "blue"))
+    purple[:40] = blue[:40]
+    drawn = Image.fromarray(purple)
+    seen = look(drawn)
+    assert seen is not None
+    assert seen.color == "blue"
+    fitted = fit_scene(drawn, Caption("ring", "purple", "white"))
+    assert fitted is not None
+    scene, error = fitted
+    assert (scene.extent, scene.x, scene.y) == pytest.approx((0.4, 0.5, 0.5), abs=0.02)
+    assert error < 0.12
