@@ -5,7 +5,7 @@ on from its last checkpoint. Reflow and distillation go through the same code as
 on when there is a teacher, and again at last, on what all of them draw.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ class Recipe:
     decoder: TrainConfig = field(default_factory=lambda: _small(4000, 6e-4, ema=0.995))
     decoder_batch: int = 8
     outlines: TrainConfig = field(default_factory=lambda: _small(3500, 6e-4, ema=0.995))
-    outlines_drawn: int = 7000
+    outlines_drawn: int = 3500
+    outlines_one_step: int = 20000
     text: TrainConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
     text_batch: int = 64
     latents: int = 24000
@@ -68,8 +69,8 @@ class Recipe:
     reflow_times: str = "u-shaped"
     flow_steps: int = 6
     flow_guidance: float = 1.0
-    distill_triplets: int = 81920
-    distill: TrainConfig = field(default_factory=lambda: _small(12400, 8e-4))
+    distill_triplets: int = 151552
+    distill: TrainConfig = field(default_factory=lambda: _small(17900, 8e-4))
     distill_loss: str = "huber"
 
 
@@ -108,26 +109,30 @@ class Kitchen:
 
         def train(decoder: nn.Module) -> None:
             true = render_pictures(r.latents, r.seed + 2), self.latents()[1]
-            batches = DrawnBatches([true, *self._drawn()], r.decoder_batch, r.seed + 9)
-            self._fit("outlines", decoder, batches, decoder_loss, r.outlines)
+            teacher = self._drawn(self.teacher_triplets(), r.outlines_drawn)
+            flow = self._drawn(self.flow_triplets(), r.outlines_drawn)
+            one_step = self._drawn(self.flow_triplets(), r.outlines_one_step, self.instaflow())
+            # One step errs most, and is what most pictures are drawn in.
+            sources = [true, teacher, flow, *[one_step] * 5]
+            self._fit("outlines", decoder, DrawnBatches(sources, r.decoder_batch, r.seed + 9), decoder_loss, r.outlines)
 
         vae.decoder = self._made("outlines", self.decoder(), train)
         return vae
 
-    def _drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pictures, and latents of them by the teacher, by the 2-rectified flow, and by one step from the flow's noise;
-        without those of which nobody can tell what they were meant to show."""
-        decoder, encoder = self.decoder(), self.text_encoder()
-        for triplets, student in ((self.teacher_triplets(), None), (self.flow_triplets(), self.instaflow())):
-            for block, index in triplets.draw(range(self.recipe.outlines_drawn)):
-                rows = [row for row in index.tolist() if block.texts[row]]
-                texts, made = [block.texts[row] for row in rows], [block.latents[rows].float()]
-                if student:
-                    one_step = latent_maker(encoder, student, "velocity", 1, 1.0)
-                    made.append(one_step(texts, triplets.info.noise([block.indices[row] for row in rows])))
-                for latents in made:
-                    told, pictures = meant_pictures(decoder, latents, texts)
-                    yield pictures, latents[told]
+    def _drawn(self, triplets: Triplets, count: int, student: Any = None) -> tuple[Tensor, Tensor]:
+        """Pictures that the first triplets were meant to show, where that can be told, and the latents drawn of them:
+        the triplets' own, or what a student makes of their noise in one step."""
+        decoder, pictures, latents = self.decoder(), [], []
+        for block, index in triplets.draw(range(count)):
+            rows = [row for row in index.tolist() if block.texts[row]]
+            texts, made = [block.texts[row] for row in rows], block.latents[rows].float()
+            if student:
+                one_step = latent_maker(self.text_encoder(), student, "velocity", 1, 1.0)
+                made = one_step(texts, triplets.info.noise([block.indices[row] for row in rows]))
+            told, shown = meant_pictures(decoder, made, texts)
+            pictures.append(shown)
+            latents.append(made[told])
+        return torch.cat(pictures), torch.cat(latents)
 
     def text_encoder(self) -> Any:
         """The text encoder, taught to tell what a caption says; frozen from then on, as CLIP is in Stable Diffusion."""

@@ -38,7 +38,8 @@ class Row:
 
     accuracy_seen, accuracy_heldout: the share of pictures that show what a caption of the training part, of the
         held-out part, says.
-    frechet: Fréchet distance (`features`) of both parts' pictures to the teacher's at 25 steps from other noise.
+    frechet: Fréchet distance of both parts' pictures to the teacher's at 25 steps from other noise, in `features`
+        that are each divided by their standard deviation over the latter.
     straightness: S of its trajectories at its guidance, the teacher's in rectified-flow coordinates; None for a model
         that has one step only.
     ms: from prompt to picture in milliseconds, one at a time on this machine's CPU; the median of several.
@@ -71,7 +72,10 @@ class Table:
         pictures = draw_pictures(
             teacher, self.captions, _REFERENCE_SEED, 25, teacher.guidance, modules=modules
         )  # fmt: skip
-        self.reference = picture_features(self.vae, pictures)
+        reference = picture_features(self.vae, pictures)
+        # Without units of its own a feature counts by how much it varies, which says nothing of how much it tells.
+        self.units = reference.std(0)
+        self.reference = reference / self.units
 
     def rows(
         self, method: str, checkpoint: Checkpoint, steps: Sequence[int], guidance: float | None = None
@@ -89,7 +93,7 @@ class Table:
         pictures = draw_pictures(checkpoint, self.captions, SEED, steps, guidance, modules=modules)
         half = len(self.parts[0])
         seen, heldout = accuracy(pictures[:half], self.parts[0]), accuracy(pictures[half:], self.parts[1])
-        frechet = frechet_distance(picture_features(self.vae, pictures), self.reference)
+        frechet = frechet_distance(picture_features(self.vae, pictures) / self.units, self.reference)
         return Row(method, steps, seen, heldout, frechet, s, self._milliseconds(checkpoint, modules, steps, guidance))
 
     def _milliseconds(self, checkpoint: Checkpoint, modules: Modules, steps: int, guidance: float) -> float:
@@ -127,5 +131,5 @@ def header() -> str:
 def line(row: Row) -> str:
     """A row as text."""
     s = "-" if row.straightness is None else f"{row.straightness:.3f}"
-    figures = f"{row.accuracy_seen:>10.3f}{row.accuracy_heldout:>10.3f}{row.frechet:>10.3f}{s:>10}{row.ms:>10.1f}"
+    figures = f"{row.accuracy_seen:>10.3f}{row.accuracy_heldout:>10.3f}{row.frechet:>10.4f}{s:>10}{row.ms:>10.1f}"
     return f"{row.method:12}{row.steps:>6}" + figures
