@@ -123,11 +123,11 @@ class Kitchen:
         """Pictures that the first triplets were meant to show, where that can be told, and the latents drawn of them:
         the triplets' own, or what a student makes of their noise in one step."""
         decoder, pictures, latents = self.decoder(), [], []
+        one_step = student and latent_maker(self.text_encoder(), student, "velocity", 1, 1.0)
         for block, index in triplets.draw(range(count)):
             rows = [row for row in index.tolist() if block.texts[row]]
             texts, made = [block.texts[row] for row in rows], block.latents[rows].float()
-            if student:
-                one_step = latent_maker(self.text_encoder(), student, "velocity", 1, 1.0)
+            if one_step:
                 made = one_step(texts, triplets.info.noise([block.indices[row] for row in rows]))
             told, shown = meant_pictures(decoder, made, texts)
             pictures.append(shown)
