@@ -19,7 +19,7 @@ from .checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae, 
 from .losses import DISTILLATION_LOSSES, TIMES, decoded_lpips
 from .records import Triplets
 from .samples import Samples, draw_losses
-from .stages import PairBatches, ReflowBatches, distill_step, reflow_step
+from .stages import Distance, PairBatches, ReflowBatches, distill_step, on_policy_step, reflow_step
 from .storage import Folder
 from .training import TrainConfig, fit
 from .triplets import SetInfo, read_info
@@ -29,6 +29,7 @@ STAGES = ("reflow", "distill")
 METHODS = ("full", "lora")
 LOSSES = (*DISTILLATION_LOSSES, "lpips")
 _RESULT = {"reflow": ("2-rectified-flow", "1.5"), "distill": ("one-step", "1.0")}
+_RECORDED = ("batch_size", "seed", "method", "times", "loss", "on_policy")
 _LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -42,6 +43,8 @@ class TrainRequest:
         method: "full", or "lora" for a low-rank adapter of `rank` on the attention layers, merged in the end.
         times: one of losses.TIMES, for reflow.
         loss: one of LOSSES, for distillation.
+        on_policy: for distillation, the share of a batch whose targets are the flow's answers to the student's drafts
+            (`stages.on_policy_step`), 0 to 1; the flow is what the training starts from.
         checkpointing: compute activations again in the backward pass, to save memory.
         dtype: what the UNet's weights are saved in; None for float32.
     """
@@ -54,6 +57,7 @@ class TrainRequest:
     rank: int = 64
     times: str = TIMES[0]
     loss: str = "l2"
+    on_policy: float = 0.0
     checkpointing: bool = False
     dtype: torch.dtype | None = None
 
@@ -104,12 +108,12 @@ def train(
         unet.enable_gradient_checkpointing()
     if request.method == "lora":
         _add_lora(unet, request)
-    if request.stage == "reflow":
+    if request.stage == "reflow" or request.on_policy:
         batches: Any = ReflowBatches(triplets, encoder, request.batch_size, request.seed + 1, request.times)
     else:
         batches = PairBatches(triplets, encoder, request.batch_size)
     about = {
-        **{name: getattr(request, name) for name in ("stage", "batch_size", "seed", "method", "rank", "times", "loss")},
+        **{name: getattr(request, name) for name in ("stage", "rank", *_RECORDED)},
         "init": fingerprint(init.unet),
         "triplets": json.dumps(asdict(triplets.info), sort_keys=True),
     }
@@ -155,6 +159,8 @@ def _check(request: TrainRequest, out: Path, resume: bool) -> None:
     for name, number in (("iterations", request.config.iterations), ("batch_size", request.batch_size)):
         if number < 1:
             raise ValueError(f"{name} is {number}. Give 1 or more.")
+    if not 0 <= request.on_policy <= 1:
+        raise ValueError(f"on_policy is {request.on_policy}. Give a share from 0 to 1.")
     if not resume and (out.exists() or (work_folder(out) / "state.pt").exists()):
         raise ValueError(
             f"{out} is there already, or a run for it. Give another name, resume, or remove {work_folder(out)}."
@@ -177,9 +183,11 @@ def _is_main_process() -> bool:
 def _loss(init: Checkpoint, request: TrainRequest) -> Callable[[nn.Module, Any], Tensor]:
     if request.stage == "reflow":
         return reflow_step
-    if request.loss == "lpips":
-        return distill_step(decoded_lpips(build_vae(init)))
-    return distill_step(DISTILLATION_LOSSES[request.loss])
+    lpips = request.loss == "lpips"
+    distance: Distance = decoded_lpips(build_vae(init)) if lpips else DISTILLATION_LOSSES[request.loss]
+    if request.on_policy:
+        return on_policy_step(distance, build_unet(init), request.on_policy)
+    return distill_step(distance)
 
 
 def _add_lora(unet: Any, request: TrainRequest) -> None:
@@ -209,7 +217,7 @@ def _trained(init: Checkpoint, unet: Any, request: TrainRequest, info: SetInfo) 
         "stage": request.stage,
         "from": json.loads(init.metadata.get("instaflow.training", "null")) or fingerprint(init.unet),
         "triplets": asdict(info),
-        **{name: getattr(request, name) for name in ("batch_size", "seed", "method", "times", "loss")},
+        **{name: getattr(request, name) for name in _RECORDED},
         **asdict(request.config),
     }
     dropped = ("instaflow.folder", "instaflow.renamed", "modelspec.title", "modelspec.prediction_type")

@@ -14,6 +14,11 @@ from .share import Share
 from .text import encode_prompts
 
 Pair = tuple[Tensor, Tensor, Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+_HALF_WAY = (0.35, 0.65)
+"""Between which times the flow takes over a draft: earlier it forgets the draft, later it can no longer change it."""
+_REST = 2  # Euler steps from there
 
 
 class TextStates:
@@ -73,13 +78,60 @@ def reflow_step(unet: Any, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tens
     return reflow_loss(predicted.float(), x_0, x_1)
 
 
-def distill_step(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Pair], Tensor]:
+def distill_step(distance: Distance) -> Callable[[Any, Pair], Tensor]:
     """The distillation loss D(x_0 + v(x_0, 0), x_1) of one batch (eq. 4) under this distance."""
 
     def step(unet: Any, batch: Pair) -> Tensor:
         x_0, x_1, states = batch
-        time = torch.full((len(x_0),), float(unet_time(0.0)), device=x_0.device)
-        predicted = unet(x_0, time, encoder_hidden_states=states, return_dict=False)[0]
-        return distance(data_from_velocity(x_0, predicted.float(), 0.0), x_1)
+        return distance(_one_step(unet, x_0, states), x_1)
 
     return step
+
+
+def on_policy_step(
+    distance: Distance, flow: Any, share: float
+) -> Callable[[Any, tuple[Tensor, Tensor, Tensor, Tensor]], Tensor]:
+    """The distillation loss of a batch of `ReflowBatches`, of which a share has the flow's answer to the student's own
+    draft as its target instead of the flow's end.
+
+    The draft is x_0 + v(x_0, 0); about half way from x_0 to it the flow takes over, and where that leads is the target.
+    Where a noise lies between two pictures, the flow ends at one of them and a student draws some of both: the answer
+    is the one that its draft is nearer to, a whole picture and a shorter way off. Learning from answers to what the
+    learner itself does is on-policy distillation (Agarwal et al., arXiv 2306.13649, for language models). The other
+    targets keep the student from wandering off.
+
+    Args:
+        flow: the 2-rectified flow that made the set; frozen.
+        share: of the batch, above 0, at most 1. Which records it is follows from their times, drawn uniformly.
+    """
+    flow.requires_grad_(False)
+
+    def step(unet: Any, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        x_0, x_1, states, t = batch
+        drawn = _one_step(unet, x_0, states)
+        answered = t < share
+        if answered.any():
+            early, late = _HALF_WAY
+            times = early + (late - early) * t[answered] / share
+            answers = _led_on(flow.to(x_0.device), x_0[answered], drawn.detach()[answered], states[answered], times)
+            x_1 = x_1.masked_scatter(answered.view(-1, 1, 1, 1), answers)
+        return distance(drawn, x_1)
+
+    return step
+
+
+def _one_step(unet: Any, x_0: Tensor, states: Tensor) -> Tensor:
+    """x_0 + v(x_0, 0)."""
+    time = torch.full((len(x_0),), float(unet_time(0.0)), device=x_0.device)
+    predicted = unet(x_0, time, encoder_hidden_states=states, return_dict=False)[0]
+    return data_from_velocity(x_0, predicted.float(), 0.0)
+
+
+@torch.no_grad()
+def _led_on(flow: Any, x_0: Tensor, drawn: Tensor, states: Tensor, t: Tensor) -> Tensor:
+    """Where the flow leads from the points (1 - t) x_0 + t drawn, t (B,), in Euler steps of equal length."""
+    x_t, length = interpolate(x_0, drawn, t), (1 - t) / _REST
+    for part in range(_REST):
+        predicted = flow(x_t, unet_time(t + part * length), encoder_hidden_states=states, return_dict=False)[0]
+        x_t = x_t + length.view(-1, 1, 1, 1) * predicted.float()
+    return x_t

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -115,6 +116,14 @@ def add_distill(commands: Commands) -> None:
     )
     _add_training(parser)
     parser.add_argument("--loss", choices=LOSSES, default="l2", help="distance from the flow's end point (default l2)")
+    parser.add_argument(
+        "--on-policy",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of a batch, 0 to 1, that learns the flow's answer to the student's own draft in place of the flow's end, "
+        "for half as much again to compute (default 0, as in the paper)",
+    )
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -156,10 +165,10 @@ def _reflow(options: argparse.Namespace) -> None:
 
 
 def _distill(options: argparse.Namespace) -> None:
-    _train(options, "distill", loss=options.loss)
+    _train(options, "distill", loss=options.loss, on_policy=options.on_policy)
 
 
-def _train(options: argparse.Namespace, stage: str, **only_here: str) -> None:
+def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
     config = TrainConfig(
         iterations=options.iterations,
         learning_rate=options.lr,

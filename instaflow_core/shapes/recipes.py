@@ -6,7 +6,7 @@ on when there is a teacher, and again at last, on what all of them draw.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..noise import indexed_generator
 from ..records import Triplets
 from ..sets import latent_maker
 from ..share import Share
-from ..stages import PairBatches, ReflowBatches, TextStates, distill_step, reflow_step
+from ..stages import PairBatches, ReflowBatches, TextStates, distill_step, on_policy_step, reflow_step
 from ..storage import Folder
 from ..teacher import noise_schedule, teacher_loss
 from ..text import encode_prompts
@@ -72,6 +72,8 @@ class Recipe:
     distill_triplets: int = 151552
     distill: TrainConfig = field(default_factory=lambda: _small(17900, 8e-4))
     distill_loss: str = "huber"
+    on_policy: TrainConfig = field(default_factory=lambda: _small(7000, 4e-4))
+    on_policy_share: float = 0.75
 
 
 class Kitchen:
@@ -205,26 +207,39 @@ class Kitchen:
         make = latent_maker(self.text_encoder(), flow, "velocity", r.flow_steps, r.flow_guidance)
         return self._triplets("2rf-triplets", r.distill_triplets, r.seed + 6, source, make)
 
-    def instaflow(self) -> Any:
+    def distilled(self) -> Any:
         """Step 3: distillation into one step, starting from the 2-rectified flow's weights."""
 
         def train(unet: nn.Module) -> None:
-            self._distill("instaflow", unet, self.flow_triplets())
+            self._distill("distilled", unet, self.flow_triplets(), self.recipe.distill)
 
-        return self._made("instaflow", self.two_rectified_flow(), train)
+        return self._made("distilled", self.two_rectified_flow(), train)
 
-    def direct(self) -> Any:
-        """What the paper compares with: the teacher distilled into one step as it is, without reflow."""
+    def instaflow(self) -> Any:
+        """The same gone on with, most of it on the flow's answers to what the student draws."""
+        r = self.recipe
 
         def train(unet: nn.Module) -> None:
-            self._distill("direct", unet, self.teacher_triplets())
+            batches = ReflowBatches(self.flow_triplets(), self.text_encoder(), r.batch, r.seed + 10)
+            loss = on_policy_step(DISTILLATION_LOSSES[r.distill_loss], self.two_rectified_flow(), r.on_policy_share)
+            self._fit("instaflow", unet, batches, loss, r.on_policy)
+
+        return self._made("instaflow", self.distilled(), train)
+
+    def direct(self) -> Any:
+        """What the paper compares with: the teacher distilled into one step as it is, without reflow, in as many
+        iterations as the one-step InstaFlow."""
+        r = self.recipe
+        config = replace(r.distill, iterations=r.distill.iterations + r.on_policy.iterations)
+
+        def train(unet: nn.Module) -> None:
+            self._distill("direct", unet, self.teacher_triplets(), config)
 
         return self._made("direct", self.teacher(), train)
 
-    def _distill(self, name: str, unet: nn.Module, triplets: Triplets) -> None:
-        r = self.recipe
-        batches = PairBatches(triplets, self.text_encoder(), r.batch)
-        self._fit(name, unet, batches, distill_step(DISTILLATION_LOSSES[r.distill_loss]), r.distill)
+    def _distill(self, name: str, unet: nn.Module, triplets: Triplets, config: TrainConfig) -> None:
+        batches = PairBatches(triplets, self.text_encoder(), self.recipe.batch)
+        self._fit(name, unet, batches, distill_step(DISTILLATION_LOSSES[self.recipe.distill_loss]), config)
 
     def _made(self, name: str, module: nn.Module, train: Callable[[nn.Module], None]) -> Any:
         """The module with this stage's weights, trained first where they are not there yet."""

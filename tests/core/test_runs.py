@@ -161,6 +161,7 @@ def test_bad_input_for_triplets_is_one_clear_line(folder, capsys, command, messa
         (("--batch-size", "0"), "batch_size is 0"),
         (("--accumulate", "3"), "multiple of 3"),
         (("--triplets", "no-such-set"), "no set of triplets"),
+        (("--on-policy", "1.5"), "on_policy is 1.5. Give a share from 0 to 1."),
         (("--loss", "lpips"), "VGG16, and they could not be downloaded"),
         (("--lr", "1e30", "--warmup", "0"), "The loss is nan at iteration"),
     ],
@@ -224,6 +225,7 @@ def test_killed_runs_end_as_undisturbed_ones(folder, tmp_path):
         many = ("--iterations", "60", "--checkpoint-every", "5", "--sample-every", "20", "--resume")
         over = ("--triplets", str(place / "set"))
         reflow = training("reflow", folder, "teacher", "x", *many, *over, "--out", str(place / "2rf.safetensors"))
+        many += ("--on-policy", "0.5")
         distill = training("distill", place, "2rf", "x", *many, *over, "--out", str(place / "one.safetensors"))
         return [(made, 2), (reflow, 2), (distill, 2)]
 
@@ -252,8 +254,8 @@ def test_two_processes_give_what_one_gives(folder, tmp_path):
     assert main([*made, "--out", str(tmp_path / "one-set")]) == 0
     assert run([*made, "--out", str(tmp_path / "two-set")], launcher=launch).wait() == 0
     assert content(tmp_path / "one-set") == content(tmp_path / "two-set")
-    for stage, init in (("reflow", "teacher"), ("distill", "flow")):
-        command = training(stage, folder, init, "x", "--sample-every", "0")
+    for stage, init, more in (("reflow", "teacher", ()), ("distill", "flow", ("--on-policy", "0.5"))):
+        command = training(stage, folder, init, "x", "--sample-every", "0", *more)
         assert main([*command, "--out", str(tmp_path / f"{stage}-1.safetensors")]) == 0
         assert run([*command, "--out", str(tmp_path / f"{stage}-2.safetensors")], launcher=launch).wait() == 0
         torch.testing.assert_close(losses(tmp_path, f"{stage}-2"), losses(tmp_path, f"{stage}-1"))

@@ -15,7 +15,7 @@ from instaflow_core.noise import indexed_generator
 from instaflow_core.records import Triplets
 from instaflow_core.shapes.anatomy import new_text_encoder, new_unet
 from instaflow_core.share import Share
-from instaflow_core.stages import PairBatches, ReflowBatches, TextStates, distill_step, reflow_step
+from instaflow_core.stages import PairBatches, ReflowBatches, TextStates, distill_step, on_policy_step, reflow_step
 from instaflow_core.storage import Folder
 from instaflow_core.training import NonFiniteLoss, TrainConfig, fit
 from instaflow_core.triplets import SetInfo, write_triplets
@@ -222,6 +222,40 @@ def test_distillation_is_zero_for_the_flows_end_and_asks_at_1000(triplets, encod
     assert distance(x_1 + 0.5, x_1) > distance(x_1 + 0.1, x_1) > 0
 
 
+def test_on_policy_targets_are_where_the_flow_leads_from_the_students_draft(triplets, encoder):
+    batch = ReflowBatches(triplets, encoder, 64, seed=0)(0, Share())
+    x_0, x_1, _, times = batch
+    drafts, end, asked = x_0 + 1, torch.full_like(x_0, 0.5), []
+
+    class Flow(nn.Module):
+        """All its lines end at one point, so each of its steps goes straight there."""
+
+        def forward(self, x_t, timestep, encoder_hidden_states, return_dict):
+            asked.append((x_t, 1 - timestep / 1000))
+            return ((end[: len(x_t)] - x_t) / (timestep / 1000).view(-1, 1, 1, 1),)
+
+    def student(x, timestep, **_):
+        assert timestep.tolist() == [1000.0] * 64
+        return (drafts - x,)
+
+    targets = []
+
+    def distance(predicted, wanted):
+        torch.testing.assert_close(predicted, drafts)
+        targets.append(wanted)
+        return (predicted - wanted).square().mean()
+
+    on_policy_step(distance, Flow(), 0.5)(student, batch)
+    answered = times < 0.5
+    assert 16 < answered.sum() < 48
+    torch.testing.assert_close(targets[0][answered], end[answered])
+    assert torch.equal(targets[0][~answered], x_1[~answered])
+    x_t, t = asked[0]
+    torch.testing.assert_close(x_t, interpolate(x_0, drafts, torch.zeros(64).masked_scatter(answered, t))[answered])
+    assert 0.35 <= t.min() < t.max() <= 0.65
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize(("how", "near_an_end"), [("uniform", 0.2), ("u-shaped", 1 - math.sinh(1.6) / math.sinh(2))])
 def test_times_follow_their_density(how, near_an_end):
     """near_an_end: the share of all times below 0.1 or above 0.9, the integral of the density."""
@@ -242,5 +276,8 @@ def test_both_stages_learn_on_a_real_unet(triplets, encoder, tmp_path):
     losses = fit(new_unet(0), distill, distill_step(l2_loss), config, tmp_path / "distill").losses
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     batches = ReflowBatches(triplets, encoder, 4, 0)
+    answered = on_policy_step(l2_loss, new_unet(1), 0.5)
+    losses = fit(new_unet(0), batches, answered, config, tmp_path / "on policy").losses
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     reflow = fit(new_unet(0), batches, reflow_step, config, tmp_path / "reflow").losses
     assert sum(reflow[-5:]) < 0.9 * sum(reflow[:5])
