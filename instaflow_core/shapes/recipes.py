@@ -69,10 +69,10 @@ class Recipe:
     reflow_times: str = "u-shaped"
     flow_steps: int = 6
     flow_guidance: float = 1.0
-    distill_triplets: int = 151552
-    distill: TrainConfig = field(default_factory=lambda: _small(17900, 8e-4))
+    distill_triplets: int = 201728
+    distill: TrainConfig = field(default_factory=lambda: _small(19400, 8e-4))
     distill_loss: str = "huber"
-    on_policy: TrainConfig = field(default_factory=lambda: _small(7000, 4e-4))
+    on_policy: TrainConfig = field(default_factory=lambda: _small(10000, 4e-4))
     on_policy_share: float = 0.75
 
 
