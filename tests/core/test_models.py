@@ -34,7 +34,7 @@ def test_a_model_says_what_it_is_and_how_it_was_made(name: str):
     assert training["teacher"]["iterations"] > 0
 
 
-@pytest.mark.parametrize(("held_out", "least"), [(False, 0.92), (True, 0.88)], ids=["seen", "held out"])
+@pytest.mark.parametrize(("held_out", "least"), [(False, 0.95), (True, 0.92)], ids=["seen", "held out"])
 def test_one_step_draws_what_the_caption_says(held_out: bool, least: float):
     captions = sample_captions(400, 2024, held_out)
     pictures = draw_pictures(load("built-in: shapes"), captions, seed=1, steps=1, guidance=1.0)
