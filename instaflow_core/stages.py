@@ -14,6 +14,7 @@ from .share import Share
 from .text import encode_prompts
 
 Pair = tuple[Tensor, Tensor, Tensor]
+Timed = tuple[Tensor, Tensor, Tensor, Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 _HALF_WAY = (0.35, 0.65)
@@ -65,17 +66,15 @@ class ReflowBatches(PairBatches):
         super().__init__(triplets, text_encoder, batch_size)
         self.seed, self.times = seed, times
 
-    def __call__(self, step: int, share: Share) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def __call__(self, step: int, share: Share) -> Timed:  # type: ignore[override]
         times = sample_times(self.batch_size, indexed_generator(self.seed, step), self.times)
         return *super().__call__(step, share), times[share.rows(self.batch_size)]
 
 
-def reflow_step(unet: Any, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+def reflow_step(unet: Any, batch: Timed) -> Tensor:
     """The reflow loss of one batch (eq. 2)."""
     x_0, x_1, states, t = batch
-    x_t = interpolate(x_0, x_1, t)
-    predicted = unet(x_t, unet_time(t), encoder_hidden_states=states, return_dict=False)[0]
-    return reflow_loss(predicted.float(), x_0, x_1)
+    return reflow_loss(_velocity(unet, interpolate(x_0, x_1, t), t, states), x_0, x_1)
 
 
 def distill_step(distance: Distance) -> Callable[[Any, Pair], Tensor]:
@@ -88,9 +87,7 @@ def distill_step(distance: Distance) -> Callable[[Any, Pair], Tensor]:
     return step
 
 
-def on_policy_step(
-    distance: Distance, flow: Any, share: float
-) -> Callable[[Any, tuple[Tensor, Tensor, Tensor, Tensor]], Tensor]:
+def on_policy_step(distance: Distance, flow: Any, share: float) -> Callable[[Any, Timed], Tensor]:
     """The distillation loss of a batch of `ReflowBatches`, of which a share has the flow's answer to the student's own
     draft as its target instead of the flow's end.
 
@@ -106,7 +103,7 @@ def on_policy_step(
     """
     flow.requires_grad_(False)
 
-    def step(unet: Any, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def step(unet: Any, batch: Timed) -> Tensor:
         x_0, x_1, states, t = batch
         drawn = _one_step(unet, x_0, states)
         answered = t < share
@@ -120,11 +117,15 @@ def on_policy_step(
     return step
 
 
+def _velocity(unet: Any, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
+    """v(x_t, t | text) in float32, t (B,)."""
+    return unet(x_t, unet_time(t), encoder_hidden_states=states, return_dict=False)[0].float()
+
+
 def _one_step(unet: Any, x_0: Tensor, states: Tensor) -> Tensor:
     """x_0 + v(x_0, 0)."""
-    time = torch.full((len(x_0),), float(unet_time(0.0)), device=x_0.device)
-    predicted = unet(x_0, time, encoder_hidden_states=states, return_dict=False)[0]
-    return data_from_velocity(x_0, predicted.float(), 0.0)
+    start = torch.zeros(len(x_0), device=x_0.device)
+    return data_from_velocity(x_0, _velocity(unet, x_0, start, states), 0.0)
 
 
 @torch.no_grad()
@@ -132,6 +133,5 @@ def _led_on(flow: Any, x_0: Tensor, drawn: Tensor, states: Tensor, t: Tensor) ->
     """Where the flow leads from the points (1 - t) x_0 + t drawn, t (B,), in Euler steps of equal length."""
     x_t, length = interpolate(x_0, drawn, t), (1 - t) / _REST
     for part in range(_REST):
-        predicted = flow(x_t, unet_time(t + part * length), encoder_hidden_states=states, return_dict=False)[0]
-        x_t = x_t + length.view(-1, 1, 1, 1) * predicted.float()
+        x_t = x_t + length.view(-1, 1, 1, 1) * _velocity(flow, x_t, t + part * length, states)
     return x_t
