@@ -24,16 +24,16 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from instaflow_core.checkpoints import load
-from instaflow_core.inversion import invert, naive_reverse
-from instaflow_core.noise import indexed_noise
-from instaflow_core.pictures import image_pictures
+from instaflow_core.flow.guidance import GuidedUNet
+from instaflow_core.flow.inversion import invert, naive_reverse
+from instaflow_core.flow.noise import indexed_noise
+from instaflow_core.flow.solvers import VelocityField, euler, time_grid
+from instaflow_core.pictures.images import image_pictures
 from instaflow_core.shapes.captions import COLORS, Caption, all_captions
 from instaflow_core.shapes.evaluate import build
 from instaflow_core.shapes.judge import look
-from instaflow_core.solvers import euler, time_grid
 from instaflow_core.text import encode_prompts
-from instaflow_core.velocity import GuidedVelocity
+from instaflow_core.weights.checkpoint import load
 
 FLOWS = {"built-in: shapes": 1, "built-in: shapes-2rf": 4}
 SAME_PLACE, SAME_SIZE = 0.1, 0.15  # of the canvas
@@ -47,8 +47,8 @@ class Flow:
         self.times = time_grid(steps)
         self.steps = steps
 
-    def velocity(self, captions: Sequence[Caption]) -> GuidedVelocity:
-        return GuidedVelocity(self.unet, encode_prompts(self.encoder, [str(caption) for caption in captions]))
+    def velocity(self, captions: Sequence[Caption]) -> VelocityField:
+        return GuidedUNet(self.unet, encode_prompts(self.encoder, [str(caption) for caption in captions])).velocity
 
     def latents(self, captions: Sequence[Caption], noise: Tensor) -> Tensor:
         return euler(self.velocity(captions), noise, self.times)

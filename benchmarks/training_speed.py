@@ -28,9 +28,10 @@ sys.path.append(str(ROOT))
 
 from diffusers import AutoencoderKL
 
-from instaflow_core.checkpoints import load, save_folder
 from instaflow_core.shapes.captions import sample_captions
 from instaflow_core.shapes.render import render, sample_scene
+from instaflow_core.weights.checkpoint import load
+from instaflow_core.weights.saving import save_folder
 
 TEACHER = "built-in: shapes-teacher"
 PICTURES = 256

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .commands.deltas import add_extract_delta, add_merge_delta
 from .commands.evaluation import add_evaluate
 from .commands.files import add_convert, add_info
-from .commands.pictures import add_generate
+from .commands.generating import add_generate
 from .commands.training import add_distill, add_reflow, add_triplets
 
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from .atomic import replacing
-from .checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae
-from .noise import draw_noise
-from .pictures import image_pictures
-from .solvers import euler, time_grid
-from .teacher import sample_teacher
+from .flow.noise import draw_noise
+from .flow.sampling import sample_latents
+from .pictures.images import image_pictures
 from .text import encode_prompts
-from .velocity import GuidedVelocity
+from .weights.checkpoint import Checkpoint
+from .weights.modules import build_text_encoder, build_unet, build_vae
 
 TEACHER_STEPS = 25
 TEACHER_GUIDANCE = 5.0
@@ -108,25 +107,6 @@ def generate(
     )
     pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
     return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)
-
-
-def sample_latents(
-    unet: Any,
-    prediction: str,
-    text: Tensor,
-    negative: Tensor,
-    noise: Tensor,
-    steps: int,
-    guidance: float,
-    callback: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
-    """Latents (B, C, H, W) from noise of that shape: DPM-Solver++ for "epsilon", Euler's method for "velocity".
-
-    text, negative: (B, 77, width) states; (1, 77, width) serves a whole batch.
-    """
-    if prediction == "epsilon":
-        return sample_teacher(unet, text, negative, noise, steps, guidance, callback)
-    return euler(GuidedVelocity(unet, text, negative, guidance), noise, time_grid(steps), callback)
 
 
 def save_pictures(pictures: Tensor, path: Path, parameters: dict[str, Any]) -> list[Path]:

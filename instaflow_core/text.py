@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MERGES = Path(__file__).parent.parent / "models" / "tokenizer" / "merges.txt"
+MERGES = Path(__file__).parents[1] / "models" / "tokenizer" / "merges.txt"
 MAX_TOKENS = 77
 
 

@@ -9,19 +9,20 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..instaflow_core.comparison import labelled_row
-from ..instaflow_core.curves import draw_curve
-from ..instaflow_core.pictures import image_pictures, image_tensor
-from ..instaflow_core.solvers import time_grid
-from ..instaflow_core.straightness import Straightness, flow_trajectory, straightness
-from . import host
+from ..instaflow_core.flow.solvers import time_grid
+from ..instaflow_core.flow.straightness import Straightness, flow_trajectory, straightness
+from ..instaflow_core.pictures.charts import draw_curve
+from ..instaflow_core.pictures.images import image_pictures, image_tensor
+from ..instaflow_core.pictures.labels import labelled_row
+from .host import sampling
+from .host.schema import schema, seed_input
 
 
 def measure_straightness(model: Any, positive: Any, noise: Tensor, steps: int) -> Straightness:
     """S of the flow from each of these noises (B, 4, H, W), one after the other, in `steps` Euler steps each."""
-    tell, times = host.progress(len(noise) * steps), time_grid(steps)
+    tell, times = sampling.progress(len(noise) * steps), time_grid(steps)
     solve = partial(flow_trajectory, times=times, callback=lambda i, x: tell())
-    runs = [host.with_velocity(model, positive, x_0, solve) for x_0 in noise.split(1)]
+    runs = [sampling.with_velocity(model, positive, x_0, solve) for x_0 in noise.split(1)]
     return straightness([torch.cat(states) for states in zip(*runs, strict=True)], times)
 
 
@@ -41,7 +42,7 @@ class InstaFlowStraightness(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowStraightness",
             display_name="InstaFlow Straightness",
             category="InstaFlow/analysis",
@@ -52,7 +53,7 @@ class InstaFlowStraightness(io.ComfyNode):
                 io.Model.Input("model", tooltip="The InstaFlow or 2-rectified flow to measure."),
                 io.Conditioning.Input("positive", tooltip="The prompt whose pictures the paths lead to."),
                 io.Latent.Input("latent_image", tooltip="An Empty Latent Image: only its width and height are used."),
-                host.seed_input("seed", "Which noises the paths start from. Keep it when you compare models."),
+                seed_input("seed", "Which noises the paths start from. Keep it when you compare models."),
                 io.Int.Input(
                     "samples", default=4, min=1, max=1024, tooltip="How many paths to average over. More is steadier."
                 ),
@@ -74,10 +75,10 @@ class InstaFlowStraightness(io.ComfyNode):
     def execute(
         cls, model: Any, positive: Any, latent_image: dict[str, Any], seed: int = 0, samples: int = 4, steps: int = 25
     ) -> io.NodeOutput:
-        host.instaflow_sampling(model)
-        host.check_latent(model, latent_image)
+        sampling.instaflow_sampling(model)
+        sampling.check_latent(model, latent_image)
         empty = torch.zeros(samples, *latent_image["samples"].shape[1:])
-        result = measure_straightness(model, positive, host.host_noise({"samples": empty}, seed), steps)
+        result = measure_straightness(model, positive, sampling.host_noise({"samples": empty}, seed), steps)
         points = {"S": (result.times.tolist(), result.curve.tolist())}
         title = f"Straightness S = {result.value:.4g} (0 is straight)"
         curve = draw_curve(points, title, "t (0 is noise, 1 is the image)", "mean squared deviation", y_from=0)
@@ -89,7 +90,7 @@ class InstaFlowCompare(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowCompare",
             display_name="InstaFlow Compare",
             category="InstaFlow/analysis",
@@ -105,7 +106,7 @@ class InstaFlowCompare(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The teacher's negative prompt; an empty one will do."),
                 io.Latent.Input("latent_image", tooltip="An Empty Latent Image: the size and number of pictures."),
                 io.Vae.Input("vae", tooltip="Decodes both; decoding counts in both times."),
-                host.seed_input("seed", "The noise both start from."),
+                seed_input("seed", "The noise both start from."),
                 io.Int.Input(
                     "teacher_steps", default=25, min=1, max=1000, tooltip="Steps of the teacher; the paper takes 25."
                 ),
@@ -121,7 +122,7 @@ class InstaFlowCompare(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "teacher_sampler",
-                    options=list(host.SAMPLERS),
+                    options=list(sampling.SAMPLERS),
                     default="dpmpp_2m",
                     tooltip="The teacher's sampler; dpmpp_2m is the second-order DPM-Solver++ of the paper.",
                 ),
@@ -148,19 +149,19 @@ class InstaFlowCompare(io.ComfyNode):
         teacher_guidance: float = 5.0,
         teacher_sampler: str = "dpmpp_2m",
     ) -> io.NodeOutput:
-        host.instaflow_sampling(model)
-        host.check_latent(model, latent_image)
-        if teacher_sampler not in host.SAMPLERS:
-            raise ValueError(f"There is no sampler {teacher_sampler!r}. Choose one of {', '.join(host.SAMPLERS)}.")
+        sampling.instaflow_sampling(model)
+        sampling.check_latent(model, latent_image)
+        if teacher_sampler not in sampling.SAMPLERS:
+            raise ValueError(f"There is no sampler {teacher_sampler!r}. Choose one of {', '.join(sampling.SAMPLERS)}.")
         empty = {"samples": torch.zeros_like(latent_image["samples"])}
-        noise, both = host.host_noise(latent_image, seed), {"positive": positive, "negative": negative}
+        noise, both = sampling.host_noise(latent_image, seed), {"positive": positive, "negative": negative}
 
         def flow(steps: int) -> Tensor:
-            sigmas = host.uniform_sigmas(steps)
-            return host.sample_euler(model, {"positive": positive}, 1.0, empty, noise, sigmas, seed)
+            sigmas = sampling.uniform_sigmas(steps)
+            return sampling.sample_euler(model, {"positive": positive}, 1.0, empty, noise, sigmas, seed)
 
         def diffusion(steps: int) -> Tensor:
-            return host.sample_as_ksampler(teacher, both, teacher_guidance, noise, steps, teacher_sampler, seed)
+            return sampling.sample_as_ksampler(teacher, both, teacher_guidance, noise, steps, teacher_sampler, seed)
 
         (ours, fast), (theirs, slow) = stopwatch(vae, flow, 1), stopwatch(vae, diffusion, teacher_steps)
         labels = [f"InstaFlow, 1 step\n{fast:.3g} s", f"{teacher_steps} steps of {teacher_sampler}\n{slow:.3g} s"]

@@ -7,10 +7,11 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..instaflow_core.control import Control, control
-from ..instaflow_core.inversion import ITERATIONS, Inversion, invert
-from ..instaflow_core.solvers import Velocity
-from . import host
+from ..instaflow_core.flow.control import Control, control
+from ..instaflow_core.flow.inversion import ITERATIONS, Inversion, invert
+from ..instaflow_core.flow.solvers import VelocityField
+from .host import sampling
+from .host.schema import schema
 from .noise import FixedNoise
 
 _log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class InstaFlowInvert(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowInvert",
             display_name="InstaFlow Invert",
             category="InstaFlow/editing",
@@ -91,10 +92,12 @@ class InstaFlowInvert(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, positive: Any, latent_image: dict[str, Any], steps: int = 1) -> io.NodeOutput:
-        host.instaflow_sampling(model)
-        host.check_latent(model, latent_image)
-        x_1, tell = host.into_flow(model, latent_image["samples"]), host.progress(steps + ITERATIONS)
-        result = host.with_velocity(model, positive, x_1, lambda velocity, x: invert(velocity, x, steps, progress=tell))
+        sampling.instaflow_sampling(model)
+        sampling.check_latent(model, latent_image)
+        x_1, tell = sampling.into_flow(model, latent_image["samples"]), sampling.progress(steps + ITERATIONS)
+        result = sampling.with_velocity(
+            model, positive, x_1, lambda velocity, x: invert(velocity, x, steps, progress=tell)
+        )
         noise, report = result.noise.cpu(), inversion_report(result)
         _log.info("InstaFlow Invert: %s", report)
         return io.NodeOutput(FixedNoise(noise, 0), {"samples": noise}, ui=ui.PreviewText(report))
@@ -105,7 +108,7 @@ class InstaFlowControl(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowControl",
             display_name="InstaFlow Control",
             category="InstaFlow/editing",
@@ -164,18 +167,18 @@ class InstaFlowControl(io.ComfyNode):
         steps: int = 1,
         noise: Any | None = None,
     ) -> io.NodeOutput:
-        host.instaflow_sampling(model)
-        host.check_latent(model, latent_image)
-        start = host.host_noise(latent_image, 0) if noise is None else noise.generate_noise(latent_image)
-        goal, tell = host.into_flow(model, matching(target, latent_image)), host.progress(iterations)
+        sampling.instaflow_sampling(model)
+        sampling.check_latent(model, latent_image)
+        start = sampling.host_noise(latent_image, 0) if noise is None else noise.generate_noise(latent_image)
+        goal, tell = sampling.into_flow(model, matching(target, latent_image)), sampling.progress(iterations)
         where = None if mask is None else latent_mask(mask, start.shape)
 
-        def work(velocity: Velocity, x_0: Tensor) -> Control:
+        def work(velocity: VelocityField, x_0: Tensor) -> Control:
             there = None if where is None else where.to(x_0)
             return control(velocity, x_0, goal.to(x_0), steps, iterations, learning_rate, there, tell)
 
-        result = host.with_velocity(model, positive, start, work)
-        picture = host.with_samples(latent_image, host.out_of_flow(model, result.x_1))
+        result = sampling.with_velocity(model, positive, start, work)
+        picture = sampling.with_samples(latent_image, sampling.out_of_flow(model, result.x_1))
         moved, report = FixedNoise(result.noise.cpu(), 0 if noise is None else noise.seed), control_report(result)
         _log.info("InstaFlow Control: %s", report)
         return io.NodeOutput(picture, moved, ui=ui.PreviewText(report))

@@ -4,7 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host, host_checkpoints, host_saving
+from .host import checkpoints, sampling, saving
+from .host.schema import schema
 
 _PREFIX = "checkpoints/InstaFlow"
 
@@ -12,7 +13,7 @@ _PREFIX = "checkpoints/InstaFlow"
 def _weight_dtype_input() -> Any:
     return io.Combo.Input(
         "weight_dtype",
-        options=list(host_checkpoints.WEIGHT_DTYPES),
+        options=list(checkpoints.WEIGHT_DTYPES),
         default="default",
         tooltip="The type the weights are kept in. default: what the host chooses for this machine. fp32: everything, "
         "text encoder and VAE too, for pictures that match the reference. fp16, bf16 and fp8: the UNet only, to save "
@@ -21,8 +22,8 @@ def _weight_dtype_input() -> Any:
 
 
 def _weight_dtype(name: str) -> str:
-    if name not in host_checkpoints.WEIGHT_DTYPES:
-        raise ValueError(f"Unknown weight_dtype {name!r}; expected one of {', '.join(host_checkpoints.WEIGHT_DTYPES)}.")
+    if name not in checkpoints.WEIGHT_DTYPES:
+        raise ValueError(f"Unknown weight_dtype {name!r}; expected one of {', '.join(checkpoints.WEIGHT_DTYPES)}.")
     return name
 
 
@@ -31,7 +32,7 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowLoadCheckpoint",
             display_name="InstaFlow Load Checkpoint",
             category="InstaFlow/loaders",
@@ -41,7 +42,7 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=list(host_checkpoints.checkpoint_sources()),
+                    options=list(checkpoints.checkpoint_sources()),
                     tooltip="A built-in model, a single file of models/checkpoints, or a diffusers folder of "
                     "models/diffusers (one that holds unet/ or model_index.json).",
                 ),
@@ -59,8 +60,8 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
         folders = "the built-in models, models/checkpoints and models/diffusers"
-        source = host_checkpoints.resolve(checkpoint, host_checkpoints.checkpoint_sources(), folders)
-        return io.NodeOutput(*host_checkpoints.load_all(source, _weight_dtype(weight_dtype)))
+        source = checkpoints.resolve(checkpoint, checkpoints.checkpoint_sources(), folders)
+        return io.NodeOutput(*checkpoints.load_all(source, _weight_dtype(weight_dtype)))
 
 
 class InstaFlowLoadUNet(io.ComfyNode):
@@ -68,7 +69,7 @@ class InstaFlowLoadUNet(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowLoadUNet",
             display_name="InstaFlow Load UNet",
             category="InstaFlow/loaders",
@@ -78,7 +79,7 @@ class InstaFlowLoadUNet(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "unet_name",
-                    options=list(host_checkpoints.unet_sources()),
+                    options=list(checkpoints.unet_sources()),
                     tooltip="A file of models/diffusion_models, or the unet/ of a folder in models/diffusers.",
                 ),
                 _weight_dtype_input(),
@@ -90,10 +91,10 @@ class InstaFlowLoadUNet(io.ComfyNode):
 
     @classmethod
     def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
-        source = host_checkpoints.resolve(
-            unet_name, host_checkpoints.unet_sources(), "models/diffusion_models and models/diffusers"
+        source = checkpoints.resolve(
+            unet_name, checkpoints.unet_sources(), "models/diffusion_models and models/diffusers"
         )
-        return io.NodeOutput(host_checkpoints.load_model(source, _weight_dtype(weight_dtype)))
+        return io.NodeOutput(checkpoints.load_model(source, _weight_dtype(weight_dtype)))
 
 
 class InstaFlowModelSampling(io.ComfyNode):
@@ -101,7 +102,7 @@ class InstaFlowModelSampling(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowModelSampling",
             display_name="InstaFlow Model Sampling",
             category="InstaFlow/model",
@@ -119,7 +120,7 @@ class InstaFlowModelSampling(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
-        return io.NodeOutput(host.as_instaflow(model))
+        return io.NodeOutput(sampling.as_instaflow(model))
 
 
 class InstaFlowSaveCheckpoint(io.ComfyNode):
@@ -127,7 +128,7 @@ class InstaFlowSaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowSaveCheckpoint",
             display_name="InstaFlow Save Checkpoint",
             category="InstaFlow/model",
@@ -154,5 +155,5 @@ class InstaFlowSaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any = None, vae: Any = None, filename_prefix: str = _PREFIX) -> io.NodeOutput:
-        path = host_saving.save_checkpoint(model, clip, vae, filename_prefix, cls.hidden)
+        path = saving.save_checkpoint(model, clip, vae, filename_prefix, cls.hidden)
         return io.NodeOutput(ui={"text": (str(path),)})

@@ -4,7 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host, host_saving
+from .host import saving
+from .host.schema import schema
 
 
 class InstaFlowMergeDelta(io.ComfyNode):
@@ -12,7 +13,7 @@ class InstaFlowMergeDelta(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowMergeDelta",
             display_name="InstaFlow Merge Delta",
             category="InstaFlow/model",
@@ -45,4 +46,4 @@ class InstaFlowMergeDelta(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, finetuned: Any, base: Any, strength: float) -> io.NodeOutput:
-        return io.NodeOutput(host_saving.merge_delta(model, finetuned, base, strength))
+        return io.NodeOutput(saving.merge_delta(model, finetuned, base, strength))

@@ -5,8 +5,9 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..instaflow_core.noise import DRAWS, draw_noise, great_circle
-from . import host
+from ..instaflow_core.flow.noise import DRAWS, draw_noise, great_circle
+from .host import sampling
+from .host.schema import schema, seed_input
 
 
 class SeedNoise:
@@ -24,7 +25,7 @@ class SeedNoise:
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
         """N(0, 1) noise for a LATENT: (B, C, H, W) float32 on the CPU; a "batch_index" picks from a longer batch."""
         if self.draw == "comfyui":
-            return host.host_noise(input_latent, self.seed)
+            return sampling.host_noise(input_latent, self.seed)
         shape, index = input_latent["samples"].shape, input_latent.get("batch_index")
         if index is None:
             return draw_noise(self.seed, shape, self.draw)
@@ -64,7 +65,7 @@ class InstaFlowSeedNoise(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowSeedNoise",
             display_name="InstaFlow Seed Noise",
             category="InstaFlow/noise",
@@ -72,9 +73,7 @@ class InstaFlowSeedNoise(io.ComfyNode):
             "made elsewhere can be made again here.",
             search_aliases=["random noise", "seed", "diffusers noise", "reproduce"],
             inputs=[
-                host.seed_input(
-                    "seed", "Which noise to draw. The same seed and draw give the same noise on every machine."
-                ),
+                seed_input("seed", "Which noise to draw. The same seed and draw give the same noise on every machine."),
                 io.Combo.Input(
                     "draw",
                     options=list(DRAWS),
@@ -98,7 +97,7 @@ class InstaFlowInterpolateNoise(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowInterpolateNoise",
             display_name="InstaFlow Interpolate Noise",
             category="InstaFlow/noise",
@@ -106,12 +105,12 @@ class InstaFlowInterpolateNoise(io.ComfyNode):
             "a video: every frame is as good a noise as the ends, and the flow turns neighbours into neighbours.",
             search_aliases=["slerp", "interpolation", "noise travel", "video frames", "seed blend", "latent walk"],
             inputs=[
-                host.seed_input(
+                seed_input(
                     "seed_from",
                     "The seed of the first frame; its picture is that of this seed in InstaFlow Sampler.",
                     control=None,
                 ),
-                host.seed_input(
+                seed_input(
                     "seed_to",
                     "The seed of the last frame. The next stretch of a longer way begins with it.",
                     default=1,
@@ -135,6 +134,6 @@ class InstaFlowInterpolateNoise(io.ComfyNode):
     @classmethod
     def execute(cls, seed_from: int, seed_to: int, frames: int, latent_image: dict[str, Any]) -> io.NodeOutput:
         first = {"samples": latent_image["samples"][:1]}
-        start, end = (host.host_noise(first, seed)[0] for seed in (seed_from, seed_to))
+        start, end = (sampling.host_noise(first, seed)[0] for seed in (seed_from, seed_to))
         noise = great_circle(start, end, frames)
         return io.NodeOutput(FixedNoise(noise, seed_from), {"samples": noise})

@@ -4,8 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..instaflow_core.perflow import PREDICTIONS
-from . import host, host_perflow
+from ..instaflow_core.flow.perflow import PREDICTIONS
+from .host import perflow
+from .host.schema import schema
 
 
 class InstaFlowPeRFlow(io.ComfyNode):
@@ -13,7 +14,7 @@ class InstaFlowPeRFlow(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowPeRFlow",
             display_name="InstaFlow PeRFlow",
             category="InstaFlow/model",
@@ -44,4 +45,4 @@ class InstaFlowPeRFlow(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, steps: int, windows: int, prediction: str) -> io.NodeOutput:
-        return io.NodeOutput(*host_perflow.as_perflow(model, steps, windows, prediction))
+        return io.NodeOutput(*perflow.as_perflow(model, steps, windows, prediction))

@@ -6,7 +6,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from . import host
+from .host import sampling
+from .host.schema import schema, seed_input
 
 
 def truncated_sigmas(steps: int, denoise: float) -> Tensor:
@@ -24,7 +25,7 @@ def truncated_sigmas(steps: int, denoise: float) -> Tensor:
     if denoise <= 0:
         return torch.empty(0)
     total = steps if denoise >= 1 else int(steps / denoise)
-    return host.uniform_sigmas(total)[-(steps + 1) :]
+    return sampling.uniform_sigmas(total)[-(steps + 1) :]
 
 
 def conditions(stage: str, guidance: float, positive: Any, negative: Any | None) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class InstaFlowSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowSampler",
             display_name="InstaFlow Sampler",
             category="InstaFlow/sampling",
@@ -76,7 +77,7 @@ class InstaFlowSampler(io.ComfyNode):
                 io.Latent.Input(
                     "latent_image", tooltip="An Empty Latent Image for its size, or a picture to change (denoise < 1)."
                 ),
-                host.seed_input("seed", "Which noise to start from. Not used where `noise` is connected."),
+                seed_input("seed", "Which noise to start from. Not used where `noise` is connected."),
                 io.Int.Input(
                     "steps",
                     default=1,
@@ -124,11 +125,11 @@ class InstaFlowSampler(io.ComfyNode):
         negative: Any | None = None,
         noise: Any | None = None,
     ) -> io.NodeOutput:
-        stage = host.instaflow_sampling(model).stage
-        host.check_latent(model, latent_image)
+        stage = sampling.instaflow_sampling(model).stage
+        sampling.check_latent(model, latent_image)
         conditioning = conditions(stage, guidance, positive, negative)
-        start = host.host_noise(latent_image, seed) if noise is None else noise.generate_noise(latent_image)
-        samples = host.sample_euler(
+        start = sampling.host_noise(latent_image, seed) if noise is None else noise.generate_noise(latent_image)
+        samples = sampling.sample_euler(
             model,
             conditioning,
             max(guidance, 1.0),
@@ -137,7 +138,7 @@ class InstaFlowSampler(io.ComfyNode):
             truncated_sigmas(steps, denoise),
             seed if noise is None else noise.seed,
         )
-        return io.NodeOutput(host.with_samples(latent_image, samples))
+        return io.NodeOutput(sampling.with_samples(latent_image, samples))
 
 
 class InstaFlowScheduler(io.ComfyNode):
@@ -145,7 +146,7 @@ class InstaFlowScheduler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowScheduler",
             display_name="InstaFlow Scheduler",
             category="InstaFlow/sampling",
@@ -162,5 +163,5 @@ class InstaFlowScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, steps: int = 1, denoise: float = 1.0) -> io.NodeOutput:
-        host.instaflow_sampling(model)
+        sampling.instaflow_sampling(model)
         return io.NodeOutput(truncated_sigmas(steps, denoise))

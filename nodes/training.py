@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host, host_checkpoints, host_training
+from .host import checkpoints, training
+from .host.schema import schema, seed_input
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ _PROMPTS = "\n".join(
 
 def _seed_input(tooltip: str) -> Any:
     """A seed that stays: another would be another run, where queueing again should go on with this one."""
-    return host.seed_input("seed", tooltip, control=False)
+    return seed_input("seed", tooltip, control=False)
 
 
 class InstaFlowTriplets(io.ComfyNode):
@@ -38,7 +39,7 @@ class InstaFlowTriplets(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowTriplets",
             display_name="InstaFlow Triplets",
             category="InstaFlow/training",
@@ -99,15 +100,15 @@ class InstaFlowTriplets(io.ComfyNode):
         seed: int,
         name: str,
     ) -> io.NodeOutput:
-        from ..instaflow_core.sets import TripletRequest, make_triplets
-        from ..instaflow_core.storage import Folder
+        from ..instaflow_core.triplets.storage import Folder
+        from ..instaflow_core.triplets.writing import TripletRequest, make_triplets
 
-        folder = host_training.set_folder(name)
-        progress = host_training.Progress(count)
-        teacher = host_training.as_checkpoint(model, clip, None)
+        folder = training.set_folder(name)
+        progress = training.Progress(count)
+        teacher = training.as_checkpoint(model, clip, None)
         request = TripletRequest(count, seed, steps, guidance, width, height, batch_size)
-        with host_training.training_device() as device:
-            texts = host_training.prompts(prompts, count)
+        with training.training_device() as device:
+            texts = training.prompts(prompts, count)
             make_triplets(teacher, request, texts, Folder(folder), device, progress.add)
         return io.NodeOutput(TripletSet(folder, clip))
 
@@ -173,7 +174,7 @@ class InstaFlowReflow(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return schema(
             node_id="InstaFlowReflow",
             display_name="InstaFlow Reflow",
             category="InstaFlow/training",
@@ -216,7 +217,7 @@ class InstaFlowDistill(io.ComfyNode):
             "and the lpips package). huber forgives what the model cannot fit yet.",
         )
         inputs = _training_inputs("The 2-rectified flow that made the triplets.", "my-instaflow")
-        return host.schema(
+        return schema(
             node_id="InstaFlowDistill",
             display_name="InstaFlow Distill",
             category="InstaFlow/training",
@@ -263,22 +264,22 @@ def _train(
     loss: str = "l2",
 ) -> io.NodeOutput:
     """What both trainings' nodes do with their inputs."""
-    from ..instaflow_core.pictures import image_tensor
-    from ..instaflow_core.runs import TrainRequest, equal_parts, train
-    from ..instaflow_core.storage import Folder
-    from ..instaflow_core.training import TrainConfig
+    from ..instaflow_core.pictures.images import image_tensor
+    from ..instaflow_core.training.loop import TrainConfig
+    from ..instaflow_core.training.runs import TrainRequest, equal_parts, train
+    from ..instaflow_core.triplets.storage import Folder
 
-    out, folder = host_training.result_path(name), Folder(triplets.folder)
-    progress = host_training.Progress(iterations)
-    init = host_training.as_checkpoint(model, triplets.clip, vae)
+    out, folder = training.result_path(name), Folder(triplets.folder)
+    progress = training.Progress(iterations)
+    init = training.as_checkpoint(model, triplets.clip, vae)
     every = max(1, iterations // 20)
-    with host_training.training_device() as device:
+    with training.training_device() as device:
         config = TrainConfig(
             iterations=iterations,
             learning_rate=learning_rate,
             warmup=min(1000, iterations // 10),
             ema=ema,
-            precision=host_training.precision(),
+            precision=training.precision(),
             accumulate=equal_parts(batch_size, folder),
             checkpoint_every=every,
             snapshot_every=every,
@@ -287,4 +288,4 @@ def _train(
             stage, config, batch_size, seed, method, loss=loss, checkpointing=device != "cpu"
         )  # fmt: skip
         trained = train(init, folder, request, out, resume, device, progress.at, progress.show)
-    return io.NodeOutput(host_checkpoints.load_model(str(out), "default"), image_tensor([trained.curve]))
+    return io.NodeOutput(checkpoints.load_model(str(out), "default"), image_tensor([trained.curve]))

@@ -11,10 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from instaflow_core.checkpoints import load  # noqa: E402
-from instaflow_core.pictures import contact_sheet  # noqa: E402
+from instaflow_core.pictures.images import contact_sheet  # noqa: E402
 from instaflow_core.shapes.captions import sample_captions  # noqa: E402
 from instaflow_core.shapes.evaluate import draw_pictures  # noqa: E402
+from instaflow_core.weights.checkpoint import load  # noqa: E402
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from devhost import ROOT
 sys.path.append(str(ROOT))
 
 from instaflow_core.atomic import replacing
-from instaflow_core.checkpoints import load
 from instaflow_core.shapes.table import METHODS, Table, header, line
+from instaflow_core.weights.checkpoint import load
 
 RESULTS = ROOT / "build" / "table.json"
 

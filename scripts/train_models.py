@@ -18,13 +18,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from instaflow_core.checkpoints import MODELS, Checkpoint, load, save, save_part  # noqa: E402
-from instaflow_core.formats import with_text_prefix  # noqa: E402
-from instaflow_core.pictures import contact_sheet  # noqa: E402
-from instaflow_core.shapes.anatomy import NATIVE_SIZE  # noqa: E402
+from instaflow_core.pictures.images import contact_sheet  # noqa: E402
 from instaflow_core.shapes.captions import sample_captions  # noqa: E402
 from instaflow_core.shapes.evaluate import accuracy, draw_pictures  # noqa: E402
-from instaflow_core.shapes.recipes import Kitchen, Recipe  # noqa: E402
+from instaflow_core.shapes.making.anatomy import NATIVE_SIZE  # noqa: E402
+from instaflow_core.shapes.making.recipe import Kitchen, Recipe  # noqa: E402
+from instaflow_core.weights.checkpoint import MODELS, Checkpoint, load  # noqa: E402
+from instaflow_core.weights.matching import with_text_prefix  # noqa: E402
+from instaflow_core.weights.saving import save, save_part  # noqa: E402
 
 WORK = ROOT / "build" / "shapes"
 SHARED = ["shapes-text-encoder.safetensors", "shapes-vae.safetensors"]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The repo root comes last: our nodes/ must never shadow the host's `nodes` (`python -m pytest` puts it first).
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-sys.path += [str(ROOT / folder) for folder in ("scripts", "benchmarks", "tests", ".")]
+sys.path += [str(ROOT / folder) for folder in ("scripts", "benchmarks", "tests/support", ".")]
 
 from comfy_server import ComfyServer  # noqa: E402
 from devhost import DevHost, located  # noqa: E402

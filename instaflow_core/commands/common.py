@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import torch
 
-from ..checkpoints import BUILT_IN
+from ..weights.checkpoint import BUILT_IN
 
 DTYPES = {
     "fp32": torch.float32,

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from ..checkpoints import load
-from ..deltas import Progress, extract, merge
+from ..weights.checkpoint import load
+from ..weights.deltas import Progress, extract, merge
 from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add
 
 

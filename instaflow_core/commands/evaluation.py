@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..atomic import replacing
-from ..checkpoints import load
+from ..weights.checkpoint import load
 from .common import CHECKPOINT_HELP, Commands, add
 
 

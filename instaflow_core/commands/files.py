@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import PARTS, Checkpoint, convert, load
-from ..loras import convert_lora, is_diffusers_lora
+from ..weights.checkpoint import Checkpoint, load
+from ..weights.loras import convert_lora, is_diffusers_lora
+from ..weights.reading import PARTS
+from ..weights.saving import convert
 from .common import CHECKPOINT_HELP, DTYPES, Commands, add
 
 

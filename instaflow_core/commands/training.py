@@ -14,14 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..checkpoints import load
-from ..losses import TIMES
-from ..prompts import read_prompts
-from ..runs import LOSSES, METHODS, TrainRequest, train
-from ..sets import TripletRequest, describe_set, make_triplets
-from ..storage import Folder
-from ..training import LOGGERS, OPTIMIZERS, TrainConfig
-from ..triplets import claim
+from ..training.loop import LOGGERS, OPTIMIZERS, TrainConfig
+from ..training.losses import TIMES
+from ..training.runs import LOSSES, METHODS, TrainRequest, train
+from ..triplets.format import claim
+from ..triplets.prompts import read_prompts
+from ..triplets.storage import Folder
+from ..triplets.writing import TripletRequest, describe_set, make_triplets
+from ..weights.checkpoint import load
 from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add, device, seed
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}

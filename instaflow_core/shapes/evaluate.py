@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..checkpoints import Checkpoint, build_text_encoder, build_unet, build_vae
-from ..generate import sample_latents
-from ..noise import indexed_noise
-from ..pictures import to_images
+from ..flow.noise import indexed_noise
+from ..flow.sampling import sample_latents
+from ..pictures.images import to_images
 from ..text import encode_prompts
+from ..weights.checkpoint import Checkpoint
+from ..weights.modules import build_text_encoder, build_unet, build_vae
 from .captions import Caption
 from .judge import judge
 

@@ -7,13 +7,12 @@ from statistics import median
 
 import torch
 
-from ..checkpoints import MODELS, Checkpoint, load
-from ..noise import indexed_noise
-from ..solvers import time_grid
-from ..straightness import diffusion_trajectory, flow_trajectory, straightness
-from ..teacher import GuidedNoise
+from ..flow.guidance import GuidedUNet
+from ..flow.noise import indexed_noise
+from ..flow.solvers import time_grid
+from ..flow.straightness import diffusion_trajectory, flow_trajectory, straightness
 from ..text import encode_prompts
-from ..velocity import GuidedVelocity
+from ..weights.checkpoint import MODELS, Checkpoint, load
 from .captions import Caption, sample_captions
 from .evaluate import Modules, accuracy, build, draw_pictures
 from .features import frechet_distance, picture_features
@@ -114,12 +113,11 @@ def trajectory_straightness(
     texts = [str(caption) for caption in captions[:: max(1, len(captions) // _TRAJECTORIES)]][:_TRAJECTORIES]
     states, empty = encode_prompts(encoder, texts), encode_prompts(encoder, [""])
     noise = torch.stack([indexed_noise(SEED, i, checkpoint.latent_shape()) for i in range(len(texts))])
+    guided = GuidedUNet(unet, states, empty, guidance)
     if checkpoint.prediction == "epsilon":
-        predict = GuidedNoise(unet, states, empty, guidance)
-        return straightness(*diffusion_trajectory(predict, noise, _TRAJECTORY_STEPS)).value
-    velocity = GuidedVelocity(unet, states, empty, guidance)
+        return straightness(*diffusion_trajectory(guided, noise, _TRAJECTORY_STEPS)).value
     times = time_grid(_TRAJECTORY_STEPS)
-    return straightness(flow_trajectory(velocity, noise, times), times).value
+    return straightness(flow_trajectory(guided.velocity, noise, times), times).value
 
 
 def header() -> str:

@@ -48,7 +48,7 @@ def measured(host: Any, flow: Any, texts: Any, empty: Any, **inputs: Any) -> tup
 
 def test_straightness_is_that_of_the_hosts_own_steps(host: Any, pack: Any, flow: Any, texts: Any, empty: Any) -> None:
     """The same S from the states of the stock Euler sampler, caught on their way."""
-    noise = pack.nodes.host.host_noise({"samples": torch.zeros(2, 4, 9, 8)}, 4)
+    noise = pack.nodes.host.sampling.host_noise({"samples": torch.zeros(2, 4, 9, 8)}, 4)
     (sigmas,) = host.run("InstaFlowScheduler", model=flow[0], steps=3, denoise=1.0)
     deviations = []
     for x_0 in noise.split(1):

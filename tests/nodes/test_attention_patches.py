@@ -14,7 +14,7 @@ from samplers import WAYS
 from small_models import install, small_checkpoint
 from torch import Tensor
 
-from instaflow_core.checkpoints import save
+from instaflow_core.weights.saving import save
 
 every_way = pytest.mark.parametrize("sample", WAYS, ids=lambda way: way.__name__)
 Flow = tuple[Any, Any, Any]

@@ -23,7 +23,7 @@ from host_process import load_pack
 from samplers import WAYS, custom_advanced, instaflow, ksampler
 from torch import Tensor
 
-from instaflow_core.pictures import image_pictures
+from instaflow_core.pictures.images import image_pictures
 from instaflow_core.shapes.captions import Caption
 from instaflow_core.shapes.evaluate import accuracy
 

@@ -85,14 +85,14 @@ def test_inversion_goes_through_the_models_patches(host: Any, pack: Any, flow: A
     patched = flow[0].clone()
     patched.set_model_sampler_post_cfg_function(lambda args: 0.5 * args["denoised"])
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    linearize = pack.instaflow_core.gradients.linearize
+    linearize = pack.instaflow_core.flow.gradients.linearize
 
     def work(velocity: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         value, pull_back = linearize(velocity, x, 0.5)
         return value, pull_back(torch.ones_like(value))
 
     with torch.inference_mode():
-        plain, changed = (pack.nodes.host.with_velocity(m, positive, x, work) for m in (flow[0], patched))
+        plain, changed = (pack.nodes.host.sampling.with_velocity(m, positive, x, work) for m in (flow[0], patched))
     # v = (d - x) / (1 - t), so halving d makes v' = (v - x / (1 - t)) / 2, and the same with the gradient.
     assert torch.allclose(changed[0], (plain[0] - 2 * x) / 2, atol=1e-4)
     assert torch.allclose(changed[1], (plain[1] - 2) / 2, atol=1e-4)

@@ -13,7 +13,7 @@ from samplers import WAYS
 from small_models import install, small_checkpoint
 from torch import Tensor
 
-from instaflow_core.checkpoints import build_unet
+from instaflow_core.weights.modules import build_unet
 
 PROMPT = "a red circle on a blue background"
 VAE_SCALE = 0.18215

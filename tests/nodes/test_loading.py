@@ -10,8 +10,10 @@ import torch
 from small_models import install, save_unet, small_checkpoint
 from torch import Tensor
 
-from instaflow_core.checkpoints import build_text_encoder, build_unet, build_vae, load, save
 from instaflow_core.text import encode_prompts
+from instaflow_core.weights.checkpoint import load
+from instaflow_core.weights.modules import build_text_encoder, build_unet, build_vae
+from instaflow_core.weights.saving import save
 
 PROMPT = "a red circle on a blue background"
 DTYPES = {
@@ -248,7 +250,7 @@ def test_what_the_host_has_no_modules_for(
     changed = dataclasses.replace(checkpoint, **{part: {**getattr(checkpoint, part), **change}})
     build = {"unet_config": "build_model", "text_config": "build_clip", "vae_config": "build_vae"}[part]
     with pytest.raises(ValueError, match=message):
-        getattr(pack.nodes.host_checkpoints, build)(changed, "default")
+        getattr(pack.nodes.host.checkpoints, build)(changed, "default")
 
 
 def test_choices(host: Any, pack: Any) -> None:

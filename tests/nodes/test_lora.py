@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from small_models import install, small_checkpoint
 from torch import Tensor
 
-from instaflow_core.checkpoints import build_unet, load, save, save_folder
-from instaflow_core.keytables import unet_table
-from instaflow_core.loras import convert_lora
+from instaflow_core.weights.checkpoint import load
+from instaflow_core.weights.layouts import unet_table
+from instaflow_core.weights.loras import convert_lora
+from instaflow_core.weights.modules import build_unet
+from instaflow_core.weights.saving import save, save_folder
 
 PROMPT = "a red circle on a blue background"
 RANK = 2

@@ -17,9 +17,10 @@ from sd15 import UNET as SD15_UNET
 from small_models import install, save_unet, small_checkpoint
 from torch import Tensor
 
-from instaflow_core.checkpoints import Checkpoint, cast, load, save
-from instaflow_core.deltas import extract, merge
-from instaflow_core.formats import table
+from instaflow_core.weights.checkpoint import Checkpoint, load
+from instaflow_core.weights.deltas import extract, merge
+from instaflow_core.weights.matching import table
+from instaflow_core.weights.saving import cast, save
 
 PROMPT = "a red circle on a blue background"
 FLOW, TUNED, BASE = "one-step.safetensors", "two-rf.safetensors", "teacher.safetensors"
@@ -331,7 +332,7 @@ def wide_vae(host: Any) -> str:
     """A tiny autoencoder with 16 latent channels, under the names the stock loader reads."""
     from safetensors.torch import save_file
 
-    from instaflow_core.formats import to_ldm
+    from instaflow_core.weights.matching import to_ldm
 
     rows = table("vae", dict(small_checkpoint().vae_config or {}) | {"latent_channels": 16})
     tensors = to_ldm({row.diffusers: torch.zeros(row.shape) for row in rows}, rows, "")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_models import install, small_checkpoint
 
-from instaflow_core.checkpoints import build_text_encoder, build_unet
-from instaflow_core.perflow import PREDICTIONS, window_velocity
-from instaflow_core.teacher import noise_schedule
+from instaflow_core.flow.diffusion import noise_schedule
+from instaflow_core.flow.perflow import PREDICTIONS, window_velocity
 from instaflow_core.text import encode_prompts
+from instaflow_core.weights.modules import build_text_encoder, build_unet
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ def test_stock_samplers_and_schedulers_run(host: Any, two_rf: Any, sampler: str,
 
 def test_sampling_leaves_torchs_random_state(host: Any, pack: Any, one_step: Any) -> None:
     before = torch.random.get_rng_state()
-    pack.nodes.host.host_noise(picture(), 4)
+    pack.nodes.host.sampling.host_noise(picture(), 4)
     assert torch.equal(before, torch.random.get_rng_state())
 
 

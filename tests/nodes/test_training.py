@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_models import install
 
-from instaflow_core.checkpoints import load
-from instaflow_core.records import Triplets
-from instaflow_core.storage import Folder
-from instaflow_core.triplets import read_info
+from instaflow_core.triplets.format import read_info
+from instaflow_core.triplets.reading import Triplets
+from instaflow_core.triplets.storage import Folder
+from instaflow_core.weights.checkpoint import load
 
 PROMPTS = "a red circle on a blue background\n\na green star on a white background"
 

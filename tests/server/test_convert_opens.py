@@ -14,9 +14,10 @@ from comfy_client import Graph
 from PIL import Image
 from sd15 import TEXT, UNET, VAE, random_weights
 
-from instaflow_core.checkpoints import Checkpoint, convert, save_folder
-from instaflow_core.formats import table
-from instaflow_core.weightfiles import read_weights
+from instaflow_core.weights.checkpoint import Checkpoint
+from instaflow_core.weights.files import read_weights
+from instaflow_core.weights.matching import table
+from instaflow_core.weights.saving import convert, save_folder
 
 FOLDER = "instaflow_0_9B_random"
 FILE = "instaflow_0_9B_random.safetensors"

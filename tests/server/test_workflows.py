@@ -22,9 +22,10 @@ from small_control import install_pair, new_pair
 from small_models import save_lora, small_checkpoint
 from workflow import to_prompt
 
-from instaflow_core.checkpoints import load, save_folder
 from instaflow_core.shapes.captions import parse
 from instaflow_core.shapes.judge import judge
+from instaflow_core.weights.checkpoint import load
+from instaflow_core.weights.saving import save_folder
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

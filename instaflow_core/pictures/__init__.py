@@ -1,0 +1,1 @@
+"""Pictures as tensors and files, charts, and labels under pictures."""

@@ -1,0 +1,128 @@
+"""Checkpoints: found by name, loaded from any layout, kept under diffusers names.
+
+Tensors of a loaded checkpoint stay on disk until they are used; nothing may write into them. What kind of model it is
+stands in the metadata, since the weights of an InstaFlow cannot be told from Stable Diffusion 1.5's:
+
+1. `instaflow.prediction` in the file, or in the folder's UNet file;
+2. a `model_index.json` that names a rectified-flow pipeline, or a scheduler that says what it predicts;
+3. otherwise the caller's word (`load(..., prediction=...)`), which is velocity: choosing our loader says so.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .files import FormatError, Metadata, Weights
+from .reading import read_source
+
+Config = dict[str, Any]
+
+MODELS = Path(__file__).parents[2] / "models"
+BUILT_IN = {
+    "built-in: shapes": "shapes.safetensors",
+    "built-in: shapes-2rf": "shapes-2rf.safetensors",
+    "built-in: shapes-teacher": "shapes-teacher.safetensors",
+}
+"""The models this pack ships: the name they go by, and their file in models/."""
+
+
+@dataclass
+class Checkpoint:
+    """A model's weights, configs and metadata.
+
+    unet: keys of diffusers' UNet2DConditionModel, with unet_config.
+    text_encoder: keys of transformers' CLIPTextModel, always under `text_model.`, with text_config; or None.
+    vae: keys of diffusers' AutoencoderKL or AutoencoderTiny (vae_config's `_class_name`); or None.
+    metadata: strings, as in a safetensors header.
+    layout: how the source kept it, in words.
+    """
+
+    unet: Weights
+    unet_config: Config
+    text_encoder: Weights | None = None
+    text_config: Config | None = None
+    vae: Weights | None = None
+    vae_config: Config | None = None
+    metadata: Metadata = field(default_factory=dict)
+    layout: str = "in memory"
+
+    @property
+    def prediction(self) -> str:
+        """What the UNet predicts: "velocity" (data minus noise) or "epsilon" (noise, an ordinary diffusion model)."""
+        return self.metadata.get("instaflow.prediction", "velocity")
+
+    @property
+    def stage(self) -> str:
+        """How it was made: "one-step", "2-rectified-flow", "teacher", or "unknown"."""
+        return self.metadata.get("instaflow.stage", "teacher" if self.prediction == "epsilon" else "unknown")
+
+    @property
+    def guidance(self) -> float:
+        """The guidance it wants; 1.0 is none."""
+        return float(self.metadata.get("instaflow.guidance", "1.5" if self.stage == "2-rectified-flow" else "1.0"))
+
+    @property
+    def latent_downscale(self) -> int:
+        """Pixels to one latent, along each side."""
+        config = self.vae_config or {}
+        levels = config.get("encoder_block_out_channels") or config.get("block_out_channels") or [0] * 4
+        return 2 ** (len(levels) - 1)
+
+    @property
+    def native_size(self) -> int:
+        """Side of the pictures it was trained on, in pixels."""
+        if "instaflow.native_size" in self.metadata:
+            return int(self.metadata["instaflow.native_size"])
+        size = self.unet_config.get("sample_size") or 64
+        return (size if isinstance(size, int) else max(size)) * self.latent_downscale
+
+    def latent_shape(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of pictures of that many pixels; of the native size where None."""
+        unit = self.latent_downscale
+        size = ((pixels or self.native_size) // unit for pixels in (height, width))
+        return (self.unet_config.get("in_channels", 4), *size)
+
+    def part(self, name: str) -> tuple[Weights, Config] | None:
+        """Tensors and config of "unet", "text_encoder" or "vae"; None where the checkpoint lacks it."""
+        tensors, config = {
+            "unet": (self.unet, self.unet_config),
+            "text_encoder": (self.text_encoder, self.text_config),
+            "vae": (self.vae, self.vae_config),
+        }[name]
+        return None if tensors is None or config is None else (tensors, config)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(source: str | Path, prediction: str = "velocity") -> Checkpoint:
+    """Load a checkpoint.
+
+    Args:
+        source: a diffusers folder (or its unet/), a single file, a bare UNet, or a name in BUILT_IN.
+        prediction: what to believe where the source does not say what it predicts.
+
+    Raises FormatError for everything that is not a whole model of Stable Diffusion 1.5's kind.
+    """
+    read = read_source(locate(source))
+    unet, unet_config = read.parts["unet"]
+    text, text_config = read.parts.get("text_encoder", (None, None))
+    vae, vae_config = read.parts.get("vae", (None, None))
+    metadata = {"instaflow.prediction": prediction} | read.metadata
+    return Checkpoint(unet, unet_config, text, text_config, vae, vae_config, metadata, read.layout.in_words)
+
+
+def locate(source: str | Path) -> Path:
+    """The path of a built-in name, or of a file or folder that exists; FormatError otherwise."""
+    name = str(source)
+    if name.startswith("built-in:"):
+        if name not in BUILT_IN:
+            raise FormatError(f"No built-in model is called {name!r}", " or ".join(BUILT_IN), "Check the spelling.")
+        path = MODELS / BUILT_IN[name]
+        advice = "Install the pack again, or make the models with `make models`."
+    else:
+        path = Path(source).expanduser()
+        advice = "Check the name and the folder; built-in models are called " + ", ".join(BUILT_IN) + "."
+    if not path.exists():
+        raise FormatError(f"There is nothing at {path}", "a checkpoint file or a diffusers folder", advice)
+    return path

@@ -1,0 +1,223 @@
+"""Diffusers folders: unet/, vae/, text_encoder/, tokenizer/, scheduler/ and model_index.json, read and written.
+
+Written folders are what `StableDiffusionPipeline` and the community's `RectifiedFlowPipeline` load.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..atomic import current_umask, replacing
+from .files import FormatError, Metadata, Weights, read_weights, write_weights
+
+Config = dict[str, Any]
+
+# Names a part's weights may have, best first; an index beside them names the pieces of a model kept in several files.
+_WEIGHT_NAMES = {
+    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
+}
+_VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
+
+# The part of a folder that is text, and that a single file has to remember for the way back.
+_TEXT_FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
+_VOCABULARY_FILES = ("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer.json")
+
+# As in the released folders. InstaFlow never asks the scheduler; pipelines want one to be there.
+SCHEDULER_CONFIG: Config = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+}
+
+TOKENIZER_CONFIG: Config = {
+    "add_prefix_space": False,
+    "bos_token": "<|startoftext|>",
+    "do_lower_case": True,
+    "eos_token": "<|endoftext|>",
+    "errors": "replace",
+    "model_max_length": 77,
+    "pad_token": "<|endoftext|>",
+    "tokenizer_class": "CLIPTokenizer",
+    "unk_token": "<|endoftext|>",
+}
+
+SPECIAL_TOKENS: Config = {name: TOKENIZER_CONFIG[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+
+
+def read_json(path: Path) -> Config:
+    """A JSON object from a file; FormatError where it is missing or is not one."""
+    advice = "Get the file from where the weights came."
+    if not path.is_file():
+        raise FormatError(
+            f"The folder {path.parent.name} has no {path.name}", f"{path.name} beside the weights", advice
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is not JSON ({error})", "a JSON object", advice) from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{path} holds a {type(content).__name__}", "a JSON object", advice)
+    return content
+
+
+def read_part(folder: Path, part: str) -> tuple[Weights, Config, Metadata]:
+    """Tensors, config and metadata of one part ("unet", "vae" or "text_encoder") kept in `folder`."""
+    config = read_json(folder / "config.json")
+    for name in _WEIGHT_NAMES[part]:
+        stem, suffix = name.rsplit(".", 1)
+        for variant in _VARIANTS:
+            path = folder / f"{stem}{variant}.{suffix}"
+            index = folder / f"{stem}.{suffix}.index{variant}.json"
+            if path.is_file():
+                tensors, metadata = read_weights(path)
+                return tensors, config, metadata
+            if index.is_file():
+                return _read_shards(index), config, {}
+    raise FormatError(
+        f"The folder {folder} has no weights",
+        f"one of {', '.join(_WEIGHT_NAMES[part])} in it",
+        "Download the whole folder; git alone fetches only pointers (use git lfs pull).",
+    )
+
+
+def _read_shards(index: Path) -> Weights:
+    weight_map = read_json(index).get("weight_map", {})
+    tensors: Weights = {}
+    for name in sorted(set(weight_map.values())):
+        tensors |= read_weights(sibling(index, name))[0]
+    return tensors
+
+
+def sibling(path: Path, name: str) -> Path:
+    """The file `name` in the folder of `path`; FormatError where the name leads elsewhere."""
+    if Path(name).name != name:
+        raise FormatError(f"{path.name} names the file {name!r}", "a file in the same folder", "Do not use this file.")
+    return path.parent / name
+
+
+def read_texts(folder: Path) -> dict[str, str]:
+    """Configs and tokenizer files of a folder by their relative path, what a single file keeps for the way back.
+
+    The 1.4 MB of Stable Diffusion's vocabulary are left out where they are the ones this pack ships: `write_folder`
+    writes them anew.
+    """
+    texts = {}
+    if (folder / "model_index.json").is_file():
+        texts["model_index.json"] = (folder / "model_index.json").read_text(encoding="utf-8")
+    for name in _TEXT_FOLDERS:
+        for path in sorted((folder / name).glob("*")):
+            if path.suffix in (".json", ".txt") and not path.name.endswith(".index.json"):
+                texts[f"{name}/{path.name}"] = path.read_text(encoding="utf-8")
+    if _is_shipped_vocabulary(texts):
+        for name in _VOCABULARY_FILES:
+            texts.pop(name, None)
+    return texts
+
+
+def _is_shipped_vocabulary(texts: Mapping[str, str]) -> bool:
+    from ..text import load_tokenizer
+
+    if "tokenizer/vocab.json" in texts:
+        vocabulary = json.loads(texts["tokenizer/vocab.json"])
+    elif "tokenizer/tokenizer.json" in texts:
+        vocabulary = json.loads(texts["tokenizer/tokenizer.json"])["model"]["vocab"]
+    else:
+        return True
+    return vocabulary == load_tokenizer().get_vocab()
+
+
+def write_folder(
+    destination: Path,
+    parts: Mapping[str, tuple[Weights, Config]],
+    metadata: Mapping[str, str],
+    model_index: Config,
+    texts: Mapping[str, str],
+) -> None:
+    """Write a diffusers folder under a temporary name, then rename it over `destination`.
+
+    Args:
+        parts: tensors and config of "unet" and, where there are, "vae" and "text_encoder".
+        metadata: goes into the header of the UNet's file.
+        model_index: used where `texts` has none.
+        texts: files to restore as they were, by relative path.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
+    try:
+        room.chmod(0o777 & ~current_umask())  # mkdtemp lets only the owner in
+        for part, (tensors, config) in parts.items():
+            # Loaders of diffusers and transformers refuse a file that does not say which framework wrote it.
+            header = {"format": "pt"} | (dict(metadata) if part == "unet" else {})
+            write_weights(tensors, room / part / _WEIGHT_NAMES[part][0], header)
+            _write_text(_dump(config), room / part / "config.json")
+        for name, text in {**_default_texts(parts), **texts}.items():
+            if name.split("/")[0] in (*parts, "tokenizer", "scheduler", "feature_extractor"):
+                _write_text(text, room / name)
+        kept = texts.get("model_index.json", _dump(model_index))
+        index = json.loads(kept)
+        present = _only_present(index, room)
+        _write_text(kept if present == index else _dump(present), room / "model_index.json")
+        _replace(room, destination)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _default_texts(parts: Mapping[str, Any]) -> dict[str, str]:
+    texts = {"scheduler/scheduler_config.json": _dump(SCHEDULER_CONFIG)}
+    if "text_encoder" in parts:
+        from ..text import MERGES, load_tokenizer
+
+        vocabulary = sorted(load_tokenizer().get_vocab().items(), key=lambda item: item[1])
+        texts |= {
+            "tokenizer/vocab.json": json.dumps(dict(vocabulary), ensure_ascii=False),
+            "tokenizer/merges.txt": MERGES.read_text(encoding="utf-8"),
+            "tokenizer/tokenizer_config.json": _dump(TOKENIZER_CONFIG),
+            "tokenizer/special_tokens_map.json": _dump(SPECIAL_TOKENS),
+        }
+    return texts
+
+
+def _only_present(index: Config, folder: Path) -> Config:
+    """The model index with null for every component the folder lacks (the safety checker is never kept)."""
+    present = {
+        name: value if not isinstance(value, list) or (folder / name).is_dir() else [None, None]
+        for name, value in index.items()
+    }
+    if present.get("safety_checker") == [None, None]:
+        present["requires_safety_checker"] = False
+    return present
+
+
+def _replace(room: Path, destination: Path) -> None:
+    """Put the finished folder in place; an older one is moved aside first and deleted last."""
+    if not destination.exists():
+        os.replace(room, destination)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
+    os.replace(destination, aside / destination.name)
+    os.replace(room, destination)
+    shutil.rmtree(aside)
+
+
+def _write_text(text: str, path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _dump(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"

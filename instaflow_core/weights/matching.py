@@ -1,0 +1,99 @@
+"""Tensors against the rows of a layout: what is missing or unknown is said, the rest gets diffusers' names."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from .files import FormatError, Weights
+from .layouts import VAE_TABLES, Config, Row, text_table, unet_table
+
+# Tensors old files carry along that belong to no model here: losses, a temperature, a projection nothing uses.
+_IGNORED = {
+    "text_encoder": r"^text_model\.(text_projection|logit_scale)|^(text_projection|logit_scale)",
+    "vae": r"^loss\.",
+}
+
+
+_WORDS = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
+
+
+def table(part: str, config: Config) -> list[Row]:
+    """The rows of one model, `part` being "unet", "text_encoder" or "vae" (which reads the config's `_class_name`).
+
+    Raises FormatError where the config is incomplete or names building blocks Stable Diffusion 1.5 does not have.
+    """
+    makers: dict[str, Callable[[Config], list[Row]]] = {"unet": unet_table, "text_encoder": text_table}
+    if part == "vae":
+        kind = config.get("_class_name", "AutoencoderKL")
+        if kind not in VAE_TABLES:
+            advice = "Use the VAE the model came with."
+            raise FormatError(f"The VAE is of the class {kind}", " or ".join(VAE_TABLES), advice)
+        makers["vae"] = VAE_TABLES[kind]
+    try:
+        return makers[part](config)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"The {_WORDS[part]} config is incomplete or of another kind of model ({type(error).__name__}: {error})",
+            "the config.json of a Stable Diffusion 1.5 model",
+            "Get the config from where the weights came.",
+        ) from error
+
+
+def match(part: str, tensors: Mapping[str, Tensor], rows: list[Row], keys: str, name: str = "this model") -> Weights:
+    """The tensors of one model under their diffusers names and in their diffusers shapes; views, never copies.
+
+    Args:
+        tensors: named as `keys` ("diffusers" or "ldm") says, without a prefix.
+        name: what messages call the source.
+
+    Raises FormatError where a tensor is missing, has another shape, or belongs to no model of this config.
+    """
+    named: dict[str, Tensor] = {}
+    missing, wrong = [], []
+    known = set()
+    for row in rows:
+        key, shape = (row.ldm, row.ldm_shape) if keys == "ldm" else (row.diffusers, row.shape)
+        known.add(key)
+        if key not in tensors:
+            if not row.optional:
+                missing.append(key)
+        elif tuple(tensors[key].shape) != shape and not row.optional:
+            wrong.append(f"{key} has shape {tuple(tensors[key].shape)}, not {shape}")
+        elif row.shape != row.ldm_shape:
+            named[row.diffusers] = tensors[key].reshape(row.shape)
+        else:
+            named[row.diffusers] = tensors[key]
+    ignored = re.compile(_IGNORED.get(part, r"(?!)"))
+    unknown = [key for key in tensors if key not in known and not ignored.search(key)]
+    problems = {"missing": missing, "of another shape": wrong, "not part of such a model": unknown}
+    if missing or wrong or unknown:
+        listed = "; ".join(
+            f"{len(found)} {what}: {', '.join(found[:3])}{', …' if len(found) > 3 else ''}"
+            for what, found in problems.items()
+            if found
+        )
+        raise FormatError(
+            f"The {_WORDS[part]} weights of {name} do not fit their config ({listed})",
+            f"{len(rows)} tensors",
+            "The file is incomplete or belongs to another model: get it again, with its own config.",
+        )
+    return named
+
+
+def with_text_prefix(tensors: Mapping[str, Tensor]) -> Weights:
+    """A text encoder's tensors all under `text_model.`, which transformers leaves out from version 5 on."""
+    if any(name.startswith("text_model.") for name in tensors):
+        return dict(tensors)
+    return {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def to_ldm(tensors: Mapping[str, Tensor], rows: list[Row], prefix: str) -> Weights:
+    """Tensors in diffusers names put in LDM names under `prefix`; views, never copies."""
+    return {
+        prefix + row.ldm: tensors[row.diffusers].reshape(row.ldm_shape)
+        if row.shape != row.ldm_shape
+        else tensors[row.diffusers]
+        for row in rows
+        if row.diffusers in tensors
+    }

@@ -1,0 +1,57 @@
+"""A checkpoint's models as modules of diffusers and transformers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint
+from .files import Weights
+
+
+def build_unet(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    """A diffusers UNet2DConditionModel with the checkpoint's weights, in eval mode. The weights are copied."""
+    from diffusers import UNet2DConditionModel
+
+    return _filled(lambda: UNet2DConditionModel.from_config(checkpoint.unet_config), checkpoint.unet, dtype)
+
+
+def build_vae(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    """A diffusers AutoencoderKL or AutoencoderTiny, in eval mode; ValueError where the checkpoint has no VAE."""
+    import diffusers
+
+    held = checkpoint.part("vae")
+    if held is None:
+        raise ValueError("This checkpoint holds a UNet only, and the VAE is needed. Load the whole model.")
+    tensors, config = held
+    # AutoencoderTiny saves its decoder's widths a second time, under a name it does not take back.
+    config = {
+        k: v for k, v in config.items() if config["_class_name"] != "AutoencoderTiny" or k != "block_out_channels"
+    }
+    return _filled(lambda: getattr(diffusers, config["_class_name"]).from_config(config), tensors, dtype)
+
+
+def build_text_encoder(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    """A transformers CLIPTextModel, in eval mode; ValueError where the checkpoint has no text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    held = checkpoint.part("text_encoder")
+    if held is None:
+        raise ValueError("This checkpoint holds a UNet only, and the text encoder is needed. Load the whole model.")
+    tensors, config = held
+    return _filled(lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), tensors, dtype)
+
+
+def _filled(make: Callable[[], Any], tensors: Weights, dtype: torch.dtype) -> Any:
+    """A module made without memory for its weights, then given copies of `tensors`."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        module = make()
+    names = module.state_dict()
+    # transformers names the text encoder's tensors with or without `text_model.`, as its version goes.
+    bare = not any(name.startswith("text_model.") for name in names)
+    own = {name.removeprefix("text_model.") if bare else name: tensor for name, tensor in tensors.items()}
+    copies = {name: tensor.to(dtype, copy=True) for name, tensor in own.items() if not name.endswith("position_ids")}
+    module.load_state_dict(copies, assign=True)
+    return module.eval()

@@ -1,0 +1,196 @@
+"""A checkpoint as one file or as a diffusers folder, and what it says of itself there."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint, load, locate
+from .diffusers_folder import read_texts, sibling, write_folder
+from .files import FormatError, Metadata, Weights, read_weights, write_weights
+from .identify import VAE_PREFIX
+from .layouts import LATENT_SCALE
+from .matching import match, table, to_ldm
+from .reading import CONFIG_KEYS, PARTS, PREFIXES
+
+_TITLES = {"one-step": "InstaFlow", "2-rectified-flow": "2-Rectified Flow", "teacher": "diffusion teacher"}
+
+
+def describe(checkpoint: Checkpoint) -> Metadata:
+    """The metadata a saved checkpoint carries: its own, with configs and the standard keys filled in."""
+    size, stage = checkpoint.native_size, checkpoint.stage
+    metadata = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.implementation": "https://github.com/gnobitab/InstaFlow",
+        "modelspec.title": _TITLES.get(stage, "InstaFlow"),
+        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.prediction_type": checkpoint.prediction,
+        **checkpoint.metadata,
+        "instaflow.format": "1",
+        "instaflow.prediction": checkpoint.prediction,
+        "instaflow.stage": stage,
+        "instaflow.native_size": str(size),
+        "instaflow.guidance": str(checkpoint.guidance),
+    }
+    if "instaflow.license" in metadata:
+        metadata.setdefault("modelspec.license", metadata["instaflow.license"])
+    for part in PARTS:
+        held = checkpoint.part(part)
+        if held:
+            metadata[CONFIG_KEYS[part]] = json.dumps(held[1])
+    return metadata
+
+
+def described_part(checkpoint: Checkpoint, part: str) -> Metadata:
+    """What one part says of itself where it goes on alone: the UNet everything, the others their config and licence."""
+    described = describe(checkpoint)
+    if part == "unet":
+        # What `convert` keeps of a folder, and the other configs, describe parts that may be exchanged.
+        others = {"instaflow.folder", "instaflow.renamed", *(CONFIG_KEYS[other] for other in PARTS if other != part)}
+        return {key: described[key] for key in described if key not in others}
+    kept = (CONFIG_KEYS[part], "instaflow.license", "instaflow.training")
+    return {key: described[key] for key in kept if key in described}
+
+
+def save(
+    checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None, shared: Sequence[str] = ()
+) -> None:
+    """Save as one safetensors file in the layout of Stable Diffusion's checkpoints, metadata included.
+
+    ComfyUI's CheckpointLoaderSimple opens one of Stable Diffusion 1.5's size as an ordinary checkpoint.
+
+    Args:
+        path: the file; it appears when it is whole.
+        dtype: floating-point type of the weights; as they are where None.
+        shared: names of files beside `path`, written by `save_part`, that hold the text encoder or the VAE. Those parts
+            are left out, and `load` finds them there.
+    """
+    path = Path(path)
+    elsewhere = set()
+    for name in shared:
+        inside = read_weights(sibling(path, name))[0]
+        elsewhere |= {part for part in PARTS if any(key.startswith(PREFIXES[part]) for key in inside)}
+    metadata = {"format": "pt"} | describe(checkpoint)
+    if shared:
+        metadata["instaflow.shared"] = json.dumps(list(shared))
+    for part in elsewhere:
+        metadata.pop(CONFIG_KEYS[part], None)
+    parts = [part for part in PARTS if part not in elsewhere]
+    write_weights(single_file(checkpoint, dtype, parts), path, metadata)
+
+
+def single_file(checkpoint: Checkpoint, dtype: torch.dtype | None = None, parts: Sequence[str] = PARTS) -> Weights:
+    """The tensors of these parts, as far as there are any, under their names in a file that `save` writes.
+
+    Views of the checkpoint's, and in their types where dtype is None.
+    """
+    tensors: Weights = {}
+    for part in parts:
+        tensors |= _ldm_tensors(checkpoint, part, dtype)
+    return tensors
+
+
+def save_part(checkpoint: Checkpoint, part: str, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Save only the "text_encoder" or the "vae", for `save(..., shared=[...])` of several models beside it.
+
+    Raises ValueError where the checkpoint has no such part.
+    """
+    held = checkpoint.part(part)
+    if held is None:
+        raise ValueError(f"The checkpoint has no {part} to save. Save a part it has, or load the whole model.")
+    metadata = {"format": "pt", "instaflow.format": "1"} | described_part(checkpoint, part)
+    write_weights(_ldm_tensors(checkpoint, part, dtype), Path(path), metadata)
+
+
+def _ldm_tensors(checkpoint: Checkpoint, part: str, dtype: torch.dtype | None) -> Weights:
+    held = checkpoint.part(part)
+    if held is None:
+        return {}
+    tensors, config = held
+    rows = table(part, config)
+    named = match(part, cast(tensors, dtype), rows, "diffusers")
+    ldm = to_ldm(named, rows, PREFIXES[part])
+    if config.get("_class_name") == "AutoencoderTiny":
+        # ComfyUI's latents are unscaled; its TAESD multiplies by this before decoding.
+        ldm[f"{VAE_PREFIX}vae_scale"] = torch.tensor(LATENT_SCALE)
+        ldm[f"{VAE_PREFIX}vae_shift"] = torch.tensor(0.0)
+    return ldm
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Weights:
+    """The tensors with every floating-point one in `dtype`; unchanged, and uncopied, where dtype is None."""
+    if dtype is None:
+        return dict(tensors)
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Save as a diffusers folder with the components of a StableDiffusionPipeline; it appears when it is whole.
+
+    A checkpoint that `convert` made from a folder gives that folder's configs, tokenizer files and tensor names back.
+    """
+    renamed = json.loads(checkpoint.metadata.get("instaflow.renamed", "{}"))
+    texts = json.loads(checkpoint.metadata.get("instaflow.folder", "{}"))
+    parts = {}
+    for part in PARTS:
+        held = checkpoint.part(part)
+        if held:
+            names = renamed.get(part, {})
+            tensors = {names.get(name, name): tensor for name, tensor in cast(held[0], dtype).items()}
+            parts[part] = tensors, held[1]
+    left_out = ("instaflow.folder", "instaflow.renamed", *CONFIG_KEYS.values())
+    metadata = {key: value for key, value in describe(checkpoint).items() if key not in left_out}
+    vae_class = (checkpoint.vae_config or {}).get("_class_name", "AutoencoderKL")
+    index = {
+        "_class_name": "RectifiedFlowPipeline" if checkpoint.prediction == "velocity" else "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", vae_class],
+    }
+    write_folder(Path(path), parts, metadata, index, texts)
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    prediction: str = "velocity",
+) -> Checkpoint:
+    """Turn a folder into one safetensors file, or a file into a folder; `destination`'s ending decides.
+
+    Without `dtype` every tensor keeps its bytes, and converting back gives the same tensors, names and configs.
+
+    Returns the checkpoint that was written.
+
+    Raises:
+        FormatError: `source` cannot be used, or is `destination`.
+        FileExistsError: `destination` exists and `force` is not set.
+    """
+    start, end = locate(source), Path(destination).expanduser()
+    if end.exists() and end.resolve() == start.resolve():
+        raise FormatError(f"{end} is both source and destination", "two places", "Give another destination.")
+    if end.exists() and not force:
+        raise FileExistsError(f"{end} exists already. Give another name, or --force to replace it.")
+    checkpoint = load(start, prediction)
+    if start.is_dir():
+        root = start.parent if start.name == "unet" and not (start / "unet").is_dir() else start
+        checkpoint.metadata["instaflow.folder"] = json.dumps(read_texts(root))
+    if end.suffix == ".safetensors":
+        save(checkpoint, end, dtype)
+    elif end.suffix:
+        raise FormatError(
+            f"The destination is called {end.name}",
+            "a name ending in .safetensors, or a folder's name",
+            "Change the destination.",
+        )
+    else:
+        save_folder(checkpoint, end, dtype)
+    return checkpoint

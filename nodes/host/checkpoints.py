@@ -1,0 +1,289 @@
+"""Checkpoints as the host's own MODEL, CLIP and VAE, and where the host keeps them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from . import sampling
+from .configs import check_config, unet_config, vae_config
+
+if TYPE_CHECKING:
+    from ...instaflow_core.weights.checkpoint import Checkpoint
+    from ...instaflow_core.weights.files import FormatError
+
+WEIGHT_DTYPES = {
+    "default": None,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+"""The choices of `weight_dtype` and the type the UNet's weights are kept in; None leaves it to the host."""
+
+METADATA = "instaflow"
+"""The attachment of our patchers that says what checkpoint they come from, as a saved one says it; clones keep it."""
+
+
+def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """A host MODEL from a checkpoint: a flow where it predicts velocity, an ordinary SD model where it predicts noise.
+
+    Args:
+        weight_dtype: a key of WEIGHT_DTYPES.
+        disable_dynamic: ask a newer host for a patcher without dynamic VRAM.
+
+    Raises:
+        FormatError: the weights do not fill the UNet their configuration describes.
+    """
+    from ...instaflow_core.weights.matching import table, to_ldm
+    from ...instaflow_core.weights.saving import described_part
+
+    weights = to_ldm(checkpoint.unet, table("unet", checkpoint.unet_config), "")
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    config = _SmallSD15(unet_config(checkpoint.unet_config))
+    dtype = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=config.supported_inference_dtypes,
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    manual_cast = comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
+    _call(config.set_inference_dtype, dtype, manual_cast, device=load_device)
+    flows = checkpoint.prediction == "velocity"
+    config.model_kind = comfy.model_base.ModelType.FLOW if flows else comfy.model_base.ModelType.EPS
+
+    model = config.get_model(weights, "").to(offload_device)
+    if flows:
+        model.model_sampling = sampling.InstaFlowSampling(checkpoint.stage)
+    _check_keys("UNet", weights, model.diffusion_model)
+    patcher = _patcher_class(disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
+    assign = patcher.is_dynamic() if hasattr(patcher, "is_dynamic") else False
+    _call(model.load_model_weights, weights, "", assign=assign)
+    patcher.set_attachments(METADATA, described_part(checkpoint, "unet"))
+    return patcher
+
+
+def build_clip(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """A host CLIP from a checkpoint's text encoder, on the host's own SD1 tokenizer.
+
+    Only "fp32" reaches the text encoder; any other weight_dtype leaves its type to the host.
+
+    Raises:
+        FormatError: the checkpoint has no text encoder, or not the one its configuration describes.
+    """
+    from ...instaflow_core.weights.saving import described_part
+
+    if checkpoint.text_encoder is None or checkpoint.text_config is None:
+        raise _without("text encoder")
+    check_config("text encoder", checkpoint.text_config)
+    width = checkpoint.text_config["hidden_size"]
+    encoder = partial(
+        comfy.sd1_clip.SDClipModel,
+        # Checkpoints of SD1.5's time say 2 here; the tokenizer's end token is the last of its vocabulary.
+        textmodel_json_config={**checkpoint.text_config, "eos_token_id": 49407},
+        return_projected_pooled=False,
+    )
+    target = comfy.supported_models_base.ClipTarget(
+        partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=partial(comfy.sd1_clip.SDTokenizer, embedding_size=width)),
+        partial(comfy.sd1_clip.SD1ClipModel, clip_model=encoder),
+    )
+    # SD1.5 has no projection; the host's module has one, which would stay uninitialised memory.
+    weights = {k: v for k, v in checkpoint.text_encoder.items() if not k.endswith("position_ids")}
+    weights["text_projection.weight"] = torch.eye(width)
+    arguments: dict[str, Any] = {
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+        "parameters": comfy.utils.calculate_parameters(weights),
+        "model_options": {"dtype": torch.float32} if weight_dtype == "fp32" else {},
+    }
+    if "state_dict" in inspect.signature(comfy.sd.CLIP).parameters:
+        clip = comfy.sd.CLIP(target, state_dict=[weights], disable_dynamic=disable_dynamic, **arguments)
+    else:
+        clip = comfy.sd.CLIP(target, **arguments)
+        clip.load_sd(weights)
+    _check_keys("text encoder", weights, clip.cond_stage_model.clip_l.transformer)
+    clip.patcher.set_attachments(METADATA, described_part(checkpoint, "text_encoder"))
+    return clip
+
+
+def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
+    """A host VAE from a checkpoint's AutoencoderKL or AutoencoderTiny. Only "fp32" reaches it, as in `build_clip`.
+
+    Raises:
+        FormatError: the checkpoint has no VAE, or not the one its configuration describes.
+    """
+    from ...instaflow_core.weights.layouts import LATENT_SCALE
+    from ...instaflow_core.weights.matching import table, to_ldm
+    from ...instaflow_core.weights.saving import described_part
+
+    if checkpoint.vae is None or checkpoint.vae_config is None:
+        raise _without("VAE")
+    weights = to_ldm(checkpoint.vae, table("vae", checkpoint.vae_config), "")
+    if checkpoint.vae_config["_class_name"] == "AutoencoderTiny":
+        # Its latents are as the UNet takes them; the host hands a VAE latents divided by SD's scale.
+        weights |= {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
+    dtype = torch.float32 if weight_dtype == "fp32" else None
+    vae = comfy.sd.VAE(sd=dict(weights), config=vae_config(checkpoint.vae_config), dtype=dtype)
+    _check_keys("VAE", weights, vae.first_stage_model)
+    vae.patcher.set_attachments(METADATA, described_part(checkpoint, "vae"))
+    return vae
+
+
+def load_model(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """Read a checkpoint and build its MODEL. The host calls it again where it needs a fresh copy of the weights."""
+    from ...instaflow_core.weights.checkpoint import load
+
+    return _reloadable(build_model(load(source), weight_dtype, disable_dynamic), load_model, source, weight_dtype)
+
+
+def load_clip_patcher(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """The patcher of a checkpoint's CLIP, for a host that needs a fresh copy of its weights."""
+    from ...instaflow_core.weights.checkpoint import load
+
+    return build_clip(load(source), weight_dtype, disable_dynamic).patcher
+
+
+def load_vae_patcher(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """The patcher of a checkpoint's VAE, for a host that needs a fresh copy of its weights."""
+    from ...instaflow_core.weights.checkpoint import load
+
+    return build_vae(load(source), weight_dtype).patcher
+
+
+def load_all(source: str, weight_dtype: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a checkpoint.
+
+    Args:
+        source: a built-in name, a file or a diffusers folder.
+
+    Raises:
+        FormatError: the checkpoint cannot be used, or lacks its text encoder or VAE.
+    """
+    from ...instaflow_core.weights.checkpoint import load
+
+    checkpoint = load(source)
+    clip, vae = build_clip(checkpoint, weight_dtype), build_vae(checkpoint, weight_dtype)
+    _reloadable(clip.patcher, load_clip_patcher, source, weight_dtype)
+    _reloadable(vae.patcher, load_vae_patcher, source, weight_dtype)
+    model = _reloadable(build_model(checkpoint, weight_dtype), load_model, source, weight_dtype)
+    return model, clip, vae
+
+
+class _SmallSD15(comfy.supported_models.SD15):
+    """Stable Diffusion 1.5's anatomy in any width and depth: the host's own entry names SD1.5's sizes."""
+
+    unet_config: dict[str, Any] = {}  # noqa: RUF012 - the host reads it from the class
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012
+    model_kind = comfy.model_base.ModelType.EPS
+
+    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        return self.model_kind
+
+
+def _check_keys(part: str, weights: dict[str, Tensor], module: torch.nn.Module) -> None:
+    """Raise FormatError unless the weights and the host's module have the same tensors: the host would only log it."""
+    from ...instaflow_core.weights.files import FormatError
+
+    ours, hosts = set(weights), set(module.state_dict())
+    if ours != hosts:
+        example = min(ours ^ hosts)
+        raise FormatError(
+            f"The {part} has {len(ours - hosts)} tensors the host has no place for and lacks {len(hosts - ours)}, "
+            f"such as {example}",
+            f"a {part} of Stable Diffusion 1.5's anatomy",
+            "Check that the checkpoint's configuration belongs to its weights.",
+        )
+
+
+def _without(part: str) -> FormatError:
+    from ...instaflow_core.weights.files import FormatError
+
+    return FormatError(
+        f"The checkpoint has no {part}",
+        "a UNet, a text encoder and a VAE",
+        "Load the UNet alone with InstaFlow Load UNet, and CLIP and VAE of Stable Diffusion 1.5 with other loaders.",
+    )
+
+
+def _patcher_class(disable_dynamic: bool) -> Any:
+    """What the host wraps a model in; newer hosts decide when they start whether it uses dynamic VRAM."""
+    if disable_dynamic:
+        return comfy.model_patcher.ModelPatcher
+    return getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+def _reloadable(patcher: Any, loader: Callable[..., Any], source: str, weight_dtype: str) -> Any:
+    """Tell the host how to load this patcher's weights once more; LoRA training, hooks and compiling need it."""
+    patcher.cached_patcher_init = (loader, (source, weight_dtype))
+    return patcher
+
+
+def _call(function: Callable[..., Any], *args: Any, **newer: Any) -> Any:
+    """Call a host function, leaving out the keywords that only newer hosts take."""
+    known = inspect.signature(function).parameters
+    return function(*args, **{name: value for name, value in newer.items() if name in known})
+
+
+# --- Where checkpoints lie -------------------------------------------------------------------------------------------
+
+
+def checkpoint_sources() -> dict[str, str]:
+    """Choices of InstaFlowLoadCheckpoint and what each stands for: built-in names, files, diffusers folders."""
+    from ...instaflow_core.weights.checkpoint import BUILT_IN
+
+    sources = {name: name for name in BUILT_IN}
+    for name in folder_paths.get_filename_list("checkpoints"):
+        sources.setdefault(name, folder_paths.get_full_path_or_raise("checkpoints", name))
+    for name, path in _diffusers_folders().items():
+        sources.setdefault(name, path)
+    return sources
+
+
+def unet_sources() -> dict[str, str]:
+    """Choices of InstaFlowLoadUNet: files of models/diffusion_models, and the UNets of models/diffusers."""
+    names = folder_paths.get_filename_list("diffusion_models")
+    sources = {name: folder_paths.get_full_path_or_raise("diffusion_models", name) for name in names}
+    for name, path in _diffusers_folders().items():
+        if os.path.isdir(os.path.join(path, "unet")):
+            sources.setdefault(f"{name}/unet", os.path.join(path, "unet"))
+    return sources
+
+
+def resolve(name: str, sources: dict[str, str], folders: str) -> str:
+    """What a chosen name stands for. Hosts up to 0.3.75 do not check a choice, and prompts come over the network.
+
+    Raises:
+        ValueError: no such choice.
+    """
+    if name not in sources:
+        raise ValueError(
+            f"There is no checkpoint {name!r}. It was looked for in {folders}. "
+            "Put it there, refresh the page (R) and choose it again."
+        )
+    return sources[name]
+
+
+def _diffusers_folders() -> dict[str, str]:
+    """Diffusers folders under models/diffusers, by their path there: those with a unet/ or a model_index.json."""
+    found: dict[str, str] = {}
+    for root in folder_paths.get_folder_paths("diffusers"):
+        for path, folders, files in os.walk(root, followlinks=True):
+            if path != root and ("unet" in folders or "model_index.json" in files):
+                found.setdefault(os.path.relpath(path, root).replace(os.sep, "/"), path)
+                folders.clear()  # what lies inside belongs to it
+    return found

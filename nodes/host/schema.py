@@ -1,0 +1,24 @@
+"""Node schemas that old and new hosts take."""
+
+import dataclasses
+from typing import Any
+
+from comfy_api.latest import io
+
+
+def schema(node_id: str, *, search_aliases: list[str], **fields: Any) -> io.Schema:
+    """An `io.Schema` for old and new hosts: search aliases are left out where the host does not know them."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    aliases = {"search_aliases": search_aliases} if "search_aliases" in known else {}
+    return io.Schema(node_id=node_id, **aliases, **fields)
+
+
+def seed_input(name: str, tooltip: str, default: int = 0, control: bool | None = True) -> Any:
+    """The input of a seed, 0 to 2^64 - 1.
+
+    Args:
+        control: whether the browser offers another seed after each run; None leaves it to the browser.
+    """
+    return io.Int.Input(
+        name, default=default, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control, tooltip=tooltip
+    )

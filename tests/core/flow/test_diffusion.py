@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from instaflow_core.flow.diffusion import diffusion_loss, dpm_solver, noise_schedule
+from instaflow_core.flow.guidance import GuidedUNet
+
+MEAN, DEVIATION = 0.7, 0.4
+
+
+class GaussianTeacher:
+    """The exact noise prediction for data N(MEAN, DEVIATION^2), whatever the text; it records what it was asked."""
+
+    def __init__(self) -> None:
+        self.alphas, self.asked = noise_schedule().alphas_cumprod, []
+
+    def __call__(self, x, timestep, encoder_hidden_states, return_dict):
+        self.asked.append(len(x))
+        level = self.alphas[timestep.long()].reshape(-1, 1, 1, 1)
+        variance = level * DEVIATION**2 + 1 - level
+        return ((1 - level).sqrt() * (x - level.sqrt() * MEAN) / variance,)
+
+
+def test_dpm_solver_carries_noise_to_the_data_it_was_trained_on():
+    noise = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    states = torch.zeros(1, 77, 8)
+    # The probability flow of a Gaussian is linear: x_1 = mean + deviation * (noise standardised at the last level).
+    level = noise_schedule().alphas_cumprod[-1]
+    exact = MEAN + DEVIATION * (noise - level.sqrt() * MEAN) / (level * DEVIATION**2 + 1 - level).sqrt()
+    errors = [
+        (dpm_solver(GuidedUNet(GaussianTeacher(), states), noise, steps) - exact).abs().mean().item()
+        for steps in (25, 100, 400)
+    ]
+    assert errors[0] < 0.05
+    assert errors[1] < errors[0] / 3
+    assert errors[2] < errors[1] / 3
+
+
+def test_guidance_asks_for_both_texts_in_one_batch():
+    teacher, states = GaussianTeacher(), torch.zeros(1, 77, 8)
+    seen = []
+    dpm_solver(GuidedUNet(teacher, states, states, 5.0), torch.randn(3, 4, 8, 8), 4, lambda i, x: seen.append(i))
+    assert teacher.asked == [6] * 4
+    assert seen == [0, 1, 2, 3]
+
+
+def test_the_exact_prediction_beats_others_in_the_loss():
+    generator = torch.Generator().manual_seed(0)
+    x_1 = MEAN + DEVIATION * torch.randn(256, 4, 8, 8, generator=generator)
+    noise = torch.randn(x_1.shape, generator=generator)
+    timesteps = torch.randint(1000, (256,), generator=generator)
+    exact = GaussianTeacher()
+
+    def biased(*args, **kwargs):
+        return (exact(*args, **kwargs)[0] + 0.1,)
+
+    losses = [
+        diffusion_loss(unet, noise_schedule(), x_1, noise, timesteps, torch.zeros(256, 77, 8))
+        for unet in (exact, biased)
+    ]
+    assert losses[1].item() - losses[0].item() == pytest.approx(0.01, abs=2e-3)

@@ -1,0 +1,63 @@
+"""The figures of `make table` and `evaluate`."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from instaflow_core.__main__ import main
+from instaflow_core.shapes.captions import sample_captions
+from instaflow_core.shapes.features import frechet_distance, picture_features
+from instaflow_core.shapes.render import render, sample_scene
+from instaflow_core.shapes.table import METHODS
+from instaflow_core.weights.checkpoint import load
+from instaflow_core.weights.modules import build_vae
+
+
+def normal(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_frechet_distance_is_that_of_the_gaussians():
+    """In closed form where covariances are diagonal: the sum of (m_a - m_b)^2 + (s_a - s_b)^2."""
+    a, scale, shift = normal(200_000, 0), torch.tensor([1.0, 2.0, 0.5]), torch.tensor([1.0, 0.0, -2.0])
+    b = normal(200_000, 1) * scale + shift
+    wanted = float((shift.square() + (1 - scale).square()).sum())
+    assert frechet_distance(a, b) == pytest.approx(wanted, abs=0.05)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b))
+
+
+def test_features_tell_pictures_of_other_things_apart():
+    vae, rng = build_vae(load("built-in: shapes")), random.Random(0)
+
+    def drawn(shape: str, seed: int) -> torch.Tensor:
+        captions = [c for c in sample_captions(600, seed) if c.shape == shape][:40]
+        return picture_features(vae, [render(sample_scene(c, rng)) for c in captions])
+
+    stars, more_stars, squares = drawn("star", 0), drawn("star", 1), drawn("square", 2)
+    assert stars.shape == (40, 128)
+    assert frechet_distance(stars, squares) > 1.5 * frechet_distance(stars, more_stars)
+
+
+def test_evaluate_prints_and_writes_a_row_for_each_number_of_steps(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    command = ["evaluate", "--checkpoint", "built-in: shapes-2rf", "--steps", "1", "2", "--count", "4"]
+    assert main([*command, "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert [(row["method"], row["steps"]) for row in rows] == [("2-rectified-flow", 1), ("2-rectified-flow", 2)]
+    for row in rows:
+        assert 0 <= row["accuracy_seen"] <= 1 and 0 <= row["accuracy_heldout"] <= 1
+        assert row["frechet"] > 0 and row["straightness"] > 0 and row["ms"] > 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_evaluate_wants_enough_captions(capsys):
+    assert main(["evaluate", "--count", "1"]) == 2
+    assert "Give 2 or more" in capsys.readouterr().err
+
+
+def test_every_method_of_the_table_has_its_model():
+    for source, _ in METHODS.values():
+        load(source)
