@@ -100,16 +100,17 @@ class InstaFlowTriplets(io.ComfyNode):
         seed: int,
         name: str,
     ) -> io.NodeOutput:
-        from ..instaflow_core.triplets.storage import Folder
-        from ..instaflow_core.triplets.writing import TripletRequest, make_triplets
+        from ..instaflow_core.triplets.storage import Storage
+        from ..instaflow_core.triplets.writing import SetConfig, SetWriter, describe_set, make_set
 
         folder = training.set_folder(name)
         progress = training.Progress(count)
         teacher = training.as_checkpoint(model, clip, None)
-        request = TripletRequest(count, seed, steps, guidance, width, height, batch_size)
+        config = SetConfig(count, seed, steps, guidance, width, height, batch_size)
         with training.training_device() as device:
             texts = training.prompts(prompts, count)
-            make_triplets(teacher, request, texts, Folder(folder), device, progress.add)
+            writer = SetWriter(Storage(folder), describe_set(teacher, config, texts))
+            make_set(writer, teacher, config, texts, device, progress.add)
         return io.NodeOutput(TripletSet(folder, clip))
 
 
@@ -265,27 +266,27 @@ def _train(
 ) -> io.NodeOutput:
     """What both trainings' nodes do with their inputs."""
     from ..instaflow_core.pictures.images import image_tensor
-    from ..instaflow_core.training.loop import TrainConfig
-    from ..instaflow_core.training.runs import TrainRequest, equal_parts, train
-    from ..instaflow_core.triplets.storage import Folder
+    from ..instaflow_core.training.loop import LoopConfig
+    from ..instaflow_core.training.runs import StageConfig, equal_parts, train
+    from ..instaflow_core.triplets.storage import Storage
 
-    out, folder = training.result_path(name), Folder(triplets.folder)
+    out, storage = training.result_path(name), Storage(triplets.folder)
     progress = training.Progress(iterations)
     init = training.as_checkpoint(model, triplets.clip, vae)
     every = max(1, iterations // 20)
     with training.training_device() as device:
-        config = TrainConfig(
+        loop = LoopConfig(
             iterations=iterations,
             learning_rate=learning_rate,
             warmup=min(1000, iterations // 10),
             ema=ema,
             precision=training.precision(),
-            accumulate=equal_parts(batch_size, folder),
+            accumulate=equal_parts(batch_size, storage),
             checkpoint_every=every,
             snapshot_every=every,
         )
-        request = TrainRequest(
-            stage, config, batch_size, seed, method, loss=loss, checkpointing=device != "cpu"
+        config = StageConfig(
+            stage, loop, batch_size, seed, method, loss=loss, checkpointing=device != "cpu"
         )  # fmt: skip
-        trained = train(init, folder, request, out, resume, device, progress.at, progress.show)
+        trained = train(init, storage, config, out, resume, device, progress.at, progress.show)
     return io.NodeOutput(checkpoints.load_model(str(out), "default"), image_tensor([trained.curve]))

@@ -14,13 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..training.loop import LOGGERS, OPTIMIZERS, TrainConfig
-from ..training.losses import TIMES
-from ..training.runs import LOSSES, METHODS, TrainRequest, train
-from ..triplets.format import claim
+from ..training.accelerator import LOGGERS
+from ..training.batches import TIMES
+from ..training.loop import OPTIMIZERS, LoopConfig
+from ..training.runs import LOSSES, METHODS, StageConfig, train
 from ..triplets.prompts import read_prompts
-from ..triplets.storage import Folder
-from ..triplets.writing import TripletRequest, describe_set, make_triplets
+from ..triplets.storage import Storage
+from ..triplets.writing import SetConfig, SetWriter, describe_set, make_set
 from ..weights.checkpoint import load
 from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add, device, seed
 
@@ -69,17 +69,16 @@ def _triplets(options: argparse.Namespace) -> None:
         guidance = 5.0 if teacher.prediction == "epsilon" else teacher.guidance
     fields = ("count", "seed", "steps", "width", "height", "batch_size")
     values = {name: getattr(options, name) for name in fields}
-    request = TripletRequest(guidance=guidance, dtype=DTYPES[options.dtype], **values)
-    folder, info = Folder(options.out), describe_set(teacher, request, prompts)
+    config = SetConfig(guidance=guidance, dtype=DTYPES[options.dtype], **values)
+    storage, info = Storage(options.out), describe_set(teacher, config, prompts)
     state = PartialState(cpu=options.device == "cpu")
     with state.main_process_first():
-        claim(folder, info)
+        writer = SetWriter(storage, info)
     where = str(state.device) if state.num_processes > 1 else options.device
-    mine = sum(len(info.indices(shard)) for shard in range(state.process_index, info.shards, state.num_processes))
-    with tqdm(total=mine, unit=" images", disable=None if state.is_main_process else True) as bar:
-        make_triplets(
-            teacher, request, prompts, folder, where, bar.update, state.process_index, state.num_processes
-        )  # fmt: skip
+    part, parts = state.process_index, state.num_processes
+    silent = None if state.is_main_process else True
+    with tqdm(total=writer.count(part, parts), unit=" images", disable=silent) as bar:
+        make_set(writer, teacher, config, prompts, where, bar.update, part, parts)
     state.wait_for_everyone()
     if state.is_main_process:
         print(options.out)
@@ -169,11 +168,11 @@ def _distill(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
-    config = TrainConfig(
+    loop = LoopConfig(
         iterations=options.iterations,
         learning_rate=options.lr,
         warmup=options.warmup,
-        schedule="cosine" if options.schedule == "cosine" else TrainConfig.schedule,
+        schedule="cosine" if options.schedule == "cosine" else LoopConfig.schedule,
         weight_decay=options.weight_decay,
         ema=options.ema,
         precision=_PRECISIONS[options.precision],
@@ -183,9 +182,9 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
         snapshot_every=options.sample_every,
         log=options.log,
     )
-    request = TrainRequest(
+    config = StageConfig(
         stage,
-        config,
+        loop,
         batch_size=options.batch_size,
         seed=options.seed,
         method=options.method,
@@ -196,7 +195,7 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
     )
     with _bar(stage, options.iterations) as progress:
         trained = train(
-            load(options.init), Folder(options.triplets), request, options.out, options.resume, options.device, progress
+            load(options.init), Storage(options.triplets), config, options.out, options.resume, options.device, progress
         )
     if trained.is_main:
         print(trained.path)

@@ -1,80 +1,32 @@
-"""The paper's two trainings as batches and losses for `training.fit`: reflow (section 2.1), distillation (3)."""
+"""What the paper's two trainings minimise: reflow (section 2.1) and distillation (3), here also on-policy."""
 
 from collections.abc import Callable
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from torch import Tensor
 
-from ..flow.convention import data_from_velocity, interpolate, unet_time
-from ..flow.noise import indexed_generator
-from ..text import encode_prompts
-from ..triplets.reading import Block, Triplets
-from .losses import TIMES, reflow_loss, sample_times
-from .share import Share
+from ..flow.convention import data_from_velocity, interpolate, unet_time, velocity
+from .batches import Pair, TimedPair
 
-Pair = tuple[Tensor, Tensor, Tensor]
-Timed = tuple[Tensor, Tensor, Tensor, Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]
+"""From one-step results and their targets, latents (B, C, H, W), to a scalar."""
 
 _HALF_WAY = (0.35, 0.65)
 """Between which times the flow takes over a draft: earlier it forgets the draft, later it can no longer change it."""
 _REST = 2  # Euler steps from there
 
 
-class TextStates:
-    """Text states of many prompts, each encoded once: states[i] belongs to the i-th of `texts`. Kept on the CPU."""
-
-    def __init__(self, text_encoder: Any, texts: list[str], batch_size: int = 256):
-        unique = sorted(set(texts))
-        rows = {text: row for row, text in enumerate(unique)}
-        parts = [encode_prompts(text_encoder, unique[i : i + batch_size]) for i in range(0, len(unique), batch_size)]
-        self.unique = torch.cat([part.cpu() for part in parts])
-        self.row = torch.tensor([rows[text] for text in texts])
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        return self.unique[self.row[index]]
-
-
-class PairBatches:
-    """(Step, share) -> (x_0, x_1, text states): the next records of a set, each (B, ...) float32 on the CPU."""
-
-    def __init__(self, triplets: Triplets, text_encoder: Any, batch_size: int):
-        self.triplets, self.text_encoder, self.batch_size = triplets, text_encoder, batch_size
-        self._encoded: tuple[Block, TextStates] | None = None
-
-    def __call__(self, step: int, share: Share) -> Pair:
-        rows = share.rows(self.batch_size)
-        first = step * self.batch_size
-        drawn = list(self.triplets.draw(range(first + rows.start, first + rows.stop)))
-        x_0 = [self.triplets.info.noise([block.indices[i] for i in index.tolist()]) for block, index in drawn]
-        x_1 = [block.latents[index].float() for block, index in drawn]
-        states = [self._states(block)[index].float() for block, index in drawn]
-        return torch.cat(x_0), torch.cat(x_1), torch.cat(states)
-
-    def _states(self, block: Block) -> TextStates:
-        if self._encoded is None or self._encoded[0] is not block:
-            self._encoded = None
-            self._encoded = block, TextStates(self.text_encoder, block.texts)
-        return self._encoded[1]
-
-
-class ReflowBatches(PairBatches):
-    """(Step, share) -> (x_0, x_1, text states, t), t in [0, 1) drawn as `losses.sample_times` does."""
-
-    def __init__(self, triplets: Triplets, text_encoder: Any, batch_size: int, seed: int, times: str = TIMES[0]):
-        super().__init__(triplets, text_encoder, batch_size)
-        self.seed, self.times = seed, times
-
-    def __call__(self, step: int, share: Share) -> Timed:  # type: ignore[override]
-        times = sample_times(self.batch_size, indexed_generator(self.seed, step), self.times)
-        return *super().__call__(step, share), times[share.rows(self.batch_size)]
-
-
-def reflow_step(unet: Any, batch: Timed) -> Tensor:
+def reflow_step(unet: Any, batch: TimedPair) -> Tensor:
     """The reflow loss of one batch (eq. 2)."""
     x_0, x_1, states, t = batch
     return reflow_loss(_velocity(unet, interpolate(x_0, x_1, t), t, states), x_0, x_1)
+
+
+def reflow_loss(predicted: Tensor, x_0: Tensor, x_1: Tensor) -> Tensor:
+    """|| (x_1 - x_0) - v(x_t, t | text) ||^2 as a mean over all elements (eq. 2)."""
+    return (velocity(x_0, x_1) - predicted).square().mean()
 
 
 def distill_step(distance: Distance) -> Callable[[Any, Pair], Tensor]:
@@ -87,9 +39,9 @@ def distill_step(distance: Distance) -> Callable[[Any, Pair], Tensor]:
     return step
 
 
-def on_policy_step(distance: Distance, flow: Any, share: float) -> Callable[[Any, Timed], Tensor]:
-    """The distillation loss of a batch of `ReflowBatches`, of which a share has the flow's answer to the student's own
-    draft as its target instead of the flow's end.
+def on_policy_step(distance: Distance, flow: Any, share: float) -> Callable[[Any, TimedPair], Tensor]:
+    """The distillation loss of a batch of `SetBatches.timed_pairs`, of which a share has the flow's answer to the
+    student's own draft as its target instead of the flow's end.
 
     The draft is x_0 + v(x_0, 0); about half way from x_0 to it the flow takes over, and where that leads is the target.
     Where a noise lies between two pictures, the flow ends at one of them and a student draws some of both: the answer
@@ -99,11 +51,11 @@ def on_policy_step(distance: Distance, flow: Any, share: float) -> Callable[[Any
 
     Args:
         flow: the 2-rectified flow that made the set; frozen.
-        share: of the batch, above 0, at most 1. Which records it is follows from their times, drawn uniformly.
+        share: of the batch, above 0, at most 1. Which triplets these are follows from their times, drawn uniformly.
     """
     flow.requires_grad_(False)
 
-    def step(unet: Any, batch: Timed) -> Tensor:
+    def step(unet: Any, batch: TimedPair) -> Tensor:
         x_0, x_1, states, t = batch
         drawn = _one_step(unet, x_0, states)
         answered = t < share
@@ -135,3 +87,64 @@ def _led_on(flow: Any, x_0: Tensor, drawn: Tensor, states: Tensor, t: Tensor) ->
     for part in range(_REST):
         x_t = x_t + length.view(-1, 1, 1, 1) * _velocity(flow, x_t, t + part * length, states)
     return x_t
+
+
+def l2_loss(predicted: Tensor, x_1: Tensor) -> Tensor:
+    """Mean squared distance of the one-step result x_0 + v(x_0, 0) from the flow's end point (eq. 4)."""
+    return (predicted - x_1).square().mean()
+
+
+def pseudo_huber_loss(predicted: Tensor, x_1: Tensor, scale: float = 0.03) -> Tensor:
+    """sqrt(||d||^2 + c^2) - c for each latent, averaged; c = scale * sqrt(number of elements).
+
+    Grows linearly where the two are far apart, so that a sample which the model cannot yet fit pulls less than under
+    L2 (Song and Dhariwal, arXiv 2310.14189, section 3.3).
+    """
+    distance = (predicted - x_1).flatten(1)
+    c = scale * distance.shape[1] ** 0.5
+    return ((distance.square().sum(1) + c**2).sqrt() - c).mean() / distance.shape[1] ** 0.5
+
+
+DISTILLATION_LOSSES = {"l2": l2_loss, "huber": pseudo_huber_loss}
+
+
+def decoded_lpips(vae: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (Zhang et al., arXiv 1801.03924) between decoded pictures, the paper's second distillation loss.
+
+    Args:
+        vae: diffusers' autoencoder; frozen.
+
+    Raises:
+        ValueError: the lpips package, or the weights of its VGG, cannot be had.
+    """
+    return perceptual_loss(vae, _lpips())
+
+
+def perceptual_loss(vae: Any, metric: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean of metric(picture, picture) over decoded latents, pictures (B, 3, H, W) in [-1, 1]."""
+    vae.requires_grad_(False)
+    metric.requires_grad_(False)
+
+    def distance(predicted: Tensor, x_1: Tensor) -> Tensor:
+        vae.to(predicted.device)
+        metric.to(predicted.device)
+        scale = vae.config.scaling_factor
+        with torch.no_grad():
+            wanted = vae.decode(x_1 / scale, return_dict=False)[0]
+        return metric(vae.decode(predicted / scale, return_dict=False)[0], wanted).mean()
+
+    return distance
+
+
+def _lpips() -> Any:
+    try:
+        from lpips import LPIPS
+    except ImportError as error:
+        raise ValueError("The lpips loss needs its package: pip install lpips, or take l2 or huber.") from error
+    try:
+        return LPIPS(net="vgg", verbose=False)
+    except (URLError, OSError) as error:
+        raise ValueError(
+            f"The lpips loss needs the weights of VGG16, and they could not be downloaded ({error}). Put "
+            f"vgg16-397923af.pth into {torch.hub.get_dir()}/checkpoints, or take l2 or huber."
+        ) from error

@@ -4,6 +4,7 @@
 "distill" it makes that flow's one-step student (section 3), from a set that the flow made.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -12,20 +13,20 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from ..atomic import remove_leftovers_of, replacing
 from ..triplets.format import SetInfo, read_info
-from ..triplets.reading import Triplets
-from ..triplets.storage import Folder
+from ..triplets.reading import SetReader
+from ..triplets.storage import Storage
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import fingerprint, write_weights
 from ..weights.modules import build_text_encoder, build_unet, build_vae
 from ..weights.saving import save, save_folder
-from .loop import TrainConfig, fit
-from .losses import DISTILLATION_LOSSES, TIMES, decoded_lpips
-from .objectives import Distance, PairBatches, ReflowBatches, distill_step, on_policy_step, reflow_step
-from .watching import Samples, draw_losses
+from .accelerator import own_state
+from .batches import TIMES, SetBatches
+from .loop import LoopConfig, Loss, fit
+from .objectives import DISTILLATION_LOSSES, Distance, decoded_lpips, distill_step, on_policy_step, reflow_step
+from .watching import SampleSheets, draw_losses
 
 STAGES = ("reflow", "distill")
 METHODS = ("full", "lora")
@@ -36,23 +37,24 @@ _LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 @dataclass(frozen=True)
-class TrainRequest:
-    """A training of a UNet on a set.
+class StageConfig:
+    """How a stage trains a UNet on a set.
 
     Attributes:
         stage: one of STAGES.
-        batch_size: records to a step, over all processes and accumulated parts.
+        loop: how its loop trains.
+        batch_size: triplets to a step, over all processes and accumulated parts.
         method: "full", or "lora" for a low-rank adapter of `rank` on the attention layers, merged in the end.
-        times: one of losses.TIMES, for reflow.
+        times: one of batches.TIMES, for reflow.
         loss: one of LOSSES, for distillation.
         on_policy: for distillation, the share of a batch whose targets are the flow's answers to the student's drafts
-            (`stages.on_policy_step`), 0 to 1; the flow is what the training starts from.
+            (`objectives.on_policy_step`), 0 to 1; the flow is what the training starts from.
         checkpointing: compute activations again in the backward pass, to save memory.
         dtype: what the UNet's weights are saved in; None for float32.
     """
 
     stage: str
-    config: TrainConfig
+    loop: LoopConfig
     batch_size: int = 64
     seed: int = 0
     method: str = "full"
@@ -65,9 +67,9 @@ class TrainRequest:
 
 
 @dataclass
-class Trained:
-    """What a training made: the file or folder, its loss after each iteration, that as a picture, and whether this
-    process is the one that wrote them."""
+class StageResult:
+    """What a stage made: the file or folder, its loss after each iteration, that as a picture, and whether this process
+    is the one that wrote them."""
 
     path: Path
     losses: list[float]
@@ -77,14 +79,14 @@ class Trained:
 
 def train(
     init: Checkpoint,
-    folder: Folder,
-    request: TrainRequest,
+    storage: Storage,
+    config: StageConfig,
     out: Path,
     resume: bool = False,
     device: str | None = None,
     progress: Callable[[int, float], None] | None = None,
     preview: Callable[[Image.Image], None] | None = None,
-) -> Trained:
+) -> StageResult:
     """Train, and save the result at `out`: one file where it ends in .safetensors, a diffusers folder otherwise.
 
     Beside it, `<out>.training` holds the checkpoint to resume from, loss.csv, loss.png and, where the model has a VAE,
@@ -92,54 +94,50 @@ def train(
 
     Args:
         init: the teacher for reflow; the 2-rectified flow for distillation.
-        folder: the set of triplets.
+        storage: where the set of triplets is.
         resume: go on with the run in `<out>.training`, if there is one.
         device: "cpu" to stay off an accelerator.
         progress: called after each step with (steps done, its loss); may raise to cancel, which leaves a checkpoint.
         preview: called with each sheet of samples.
 
     Raises:
-        ValueError: the request does not fit, there is no whole set, or there is a run or a result and no `resume`.
+        ValueError: the configuration does not fit, there is no whole set, or there is a run or a result and no
+            `resume`.
     """
-    _check(request, out, resume)
-    work = work_folder(out)
-    triplets = Triplets(folder, request.seed)
-    encoder = build_text_encoder(init).to(_device(device))
+    _check(config, out, resume)
+    reader, work = SetReader(storage, config.seed), work_folder(out)
     unet = build_unet(init).requires_grad_(True)
-    if request.checkpointing:
+    if config.checkpointing:
         unet.enable_gradient_checkpointing()
-    if request.method == "lora":
-        _add_lora(unet, request)
-    if request.stage == "reflow" or request.on_policy:
-        batches: Any = ReflowBatches(triplets, encoder, request.batch_size, request.seed + 1, request.times)
-    else:
-        batches = PairBatches(triplets, encoder, request.batch_size)
-    about = {
-        **{name: getattr(request, name) for name in ("stage", "rank", *_RECORDED)},
-        "init": fingerprint(init.unet),
-        "triplets": json.dumps(asdict(triplets.info), sort_keys=True),
-    }
-    snapshot = None
-    if init.vae and request.config.snapshot_every:
-        steps = 1 if request.stage == "distill" else 4
-        snapshot = Samples(init, encoder, triplets, unet, steps, request.seed, work / "samples", preview)
-    loss = _loss(init, request)
-    result = fit(unet, batches, loss, request.config, work, resume, progress, snapshot, about, device)
-    curve = draw_losses(result.losses, request.stage)
-    is_main = _is_main_process()
-    if is_main:
+    if config.method == "lora":
+        _add_lora(unet, config)
+    with own_state():
+        encoder = build_text_encoder(init).to(_device(device))
+        batches = SetBatches(reader, encoder, config.batch_size, config.seed + 1, config.times)
+        with_times = config.stage == "reflow" or config.on_policy
+        batch = batches.timed_pairs if with_times else batches.pairs
+        snapshot = None
+        if init.vae and config.loop.snapshot_every:
+            steps = 1 if config.stage == "distill" else 4
+            snapshot = SampleSheets(init, encoder, reader, unet, steps, config.seed, work / "samples", preview)
+        origin = _origin(init, reader.info, config)
+        result = fit(
+            unet, batch, _loss(init, config), config.loop, work, resume, progress, snapshot, origin, device
+        )  # fmt: skip
+    curve = draw_losses(result.losses, config.stage)
+    if result.is_main:
         with replacing(work / "loss.png") as temporary:
             curve.save(temporary, format="PNG")
-        if request.method == "lora":
+        if config.method == "lora":
             _save_lora(unet, work / "lora.safetensors")
-        _save(_trained(init, unet, request, triplets.info), out, request.dtype)
-    return Trained(out, result.losses, curve, is_main)
+        _save(_trained(init, unet, config, reader.info), out, config.dtype)
+    return StageResult(out, result.losses, curve, result.is_main)
 
 
-def equal_parts(batch_size: int, folder: Folder) -> int:
+def equal_parts(batch_size: int, storage: Storage) -> int:
     """How many equal parts to go through a batch in, so that none has more than four latents of 512 pixels: what a GPU
     of 24 GB can hold beside a full training."""
-    _, height, width = read_info(folder).latent_shape
+    _, height, width = read_info(storage).latent_shape
     most = max(1, 4 * 64 * 64 // (height * width))
     return next(parts for parts in range(1, batch_size + 1) if batch_size % parts == 0 and batch_size // parts <= most)
 
@@ -149,20 +147,20 @@ def work_folder(out: Path) -> Path:
     return out.with_name(out.name.removesuffix(".safetensors") + ".training")
 
 
-def _check(request: TrainRequest, out: Path, resume: bool) -> None:
+def _check(config: StageConfig, out: Path, resume: bool) -> None:
     for name, value, known in (
-        ("stage", request.stage, STAGES),
-        ("method", request.method, METHODS),
-        ("times", request.times, TIMES),
-        ("loss", request.loss, LOSSES),
+        ("stage", config.stage, STAGES),
+        ("method", config.method, METHODS),
+        ("times", config.times, TIMES),
+        ("loss", config.loss, LOSSES),
     ):
         if value not in known:
             raise ValueError(f"Unknown {name} {value!r}; expected one of {', '.join(known)}.")
-    for name, number in (("iterations", request.config.iterations), ("batch_size", request.batch_size)):
+    for name, number in (("iterations", config.loop.iterations), ("batch_size", config.batch_size)):
         if number < 1:
             raise ValueError(f"{name} is {number}. Give 1 or more.")
-    if not 0 <= request.on_policy <= 1:
-        raise ValueError(f"on_policy is {request.on_policy}. Give a share from 0 to 1.")
+    if not 0 <= config.on_policy <= 1:
+        raise ValueError(f"on_policy is {config.on_policy}. Give a share from 0 to 1.")
     if not resume and (out.exists() or (work_folder(out) / "state.pt").exists()):
         raise ValueError(
             f"{out} is there already, or a run for it. Give another name, resume, or remove {work_folder(out)}."
@@ -176,30 +174,33 @@ def _device(device: str | None) -> Any:
     return "cpu" if device == "cpu" else PartialState().device
 
 
-def _is_main_process() -> bool:
-    from accelerate import PartialState
+def _origin(init: Checkpoint, info: SetInfo, config: StageConfig) -> dict[str, Any]:
+    """What the run starts from and learns from, and each number of the stage that is not at its default."""
+    defaults = StageConfig(config.stage, config.loop)
+    names = [name for name in ("rank", *_RECORDED) if getattr(config, name) != getattr(defaults, name)]
+    made = hashlib.sha256(json.dumps(asdict(info), sort_keys=True).encode()).hexdigest()[:16]
+    chosen = {name: getattr(config, name) for name in names}
+    return {"stage": config.stage, "init": fingerprint(init.unet), "set": made, **chosen}
 
-    return PartialState().is_main_process
 
-
-def _loss(init: Checkpoint, request: TrainRequest) -> Callable[[nn.Module, Any], Tensor]:
-    if request.stage == "reflow":
+def _loss(init: Checkpoint, config: StageConfig) -> Loss:
+    if config.stage == "reflow":
         return reflow_step
-    lpips = request.loss == "lpips"
-    distance: Distance = decoded_lpips(build_vae(init)) if lpips else DISTILLATION_LOSSES[request.loss]
-    if request.on_policy:
-        return on_policy_step(distance, build_unet(init), request.on_policy)
+    lpips = config.loss == "lpips"
+    distance: Distance = decoded_lpips(build_vae(init)) if lpips else DISTILLATION_LOSSES[config.loss]
+    if config.on_policy:
+        return on_policy_step(distance, build_unet(init), config.on_policy)
     return distill_step(distance)
 
 
-def _add_lora(unet: Any, request: TrainRequest) -> None:
+def _add_lora(unet: Any, config: StageConfig) -> None:
     """Freeze the UNet and add an adapter whose start depends on the seed alone."""
     from peft import LoraConfig
 
     unet.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.seed)
-        unet.add_adapter(LoraConfig(r=request.rank, lora_alpha=request.rank, target_modules=_LORA_TARGETS))
+        torch.manual_seed(config.seed)
+        unet.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=_LORA_TARGETS))
 
 
 def _save_lora(unet: Any, path: Path) -> None:
@@ -212,15 +213,15 @@ def _save_lora(unet: Any, path: Path) -> None:
     unet.unload_lora()
 
 
-def _trained(init: Checkpoint, unet: Any, request: TrainRequest, info: SetInfo) -> Checkpoint:
+def _trained(init: Checkpoint, unet: Any, config: StageConfig, info: SetInfo) -> Checkpoint:
     """The checkpoint with the trained UNet, which says what it is and how it was made."""
-    stage, guidance = _RESULT[request.stage]
+    stage, guidance = _RESULT[config.stage]
     record = {
-        "stage": request.stage,
+        "stage": config.stage,
         "from": json.loads(init.metadata.get("instaflow.training", "null")) or fingerprint(init.unet),
         "triplets": asdict(info),
-        **{name: getattr(request, name) for name in _RECORDED},
-        **asdict(request.config),
+        **{name: getattr(config, name) for name in _RECORDED},
+        **asdict(config.loop),
     }
     dropped = ("instaflow.folder", "instaflow.renamed", "modelspec.title", "modelspec.prediction_type")
     metadata = {name: value for name, value in init.metadata.items() if name not in dropped} | {

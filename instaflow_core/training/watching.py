@@ -1,5 +1,7 @@
-"""What a training shows of itself: its losses as a curve, and what its model draws."""
+"""What a training shows of itself: its losses, as lines and as a curve, and what its model draws."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from ..flow.sampling import sample_latents
 from ..pictures.charts import draw_curve
 from ..pictures.images import contact_sheet, to_images
 from ..text import encode_prompts
-from ..triplets.reading import Triplets
+from ..triplets.reading import SetReader
 from ..weights.checkpoint import Checkpoint
 from ..weights.modules import build_vae
 
@@ -26,7 +28,7 @@ def draw_losses(losses: Sequence[float], title: str) -> Image.Image:
     return draw_curve({"loss": ([i + 1 for i in starts], means)}, title, "iteration", "loss")
 
 
-class Samples:
+class SampleSheets:
     """Sheets of what the model draws, always from the same prompts and noise: one after each call."""
 
     COUNT = 8
@@ -35,18 +37,18 @@ class Samples:
         self,
         init: Checkpoint,
         text_encoder: Any,
-        triplets: Triplets,
+        reader: SetReader,
         unet: Any,
         steps: int,
         seed: int,
         folder: Path,
         preview: Callable[[Image.Image], None] | None,
     ) -> None:
-        block, rows = next(triplets.draw(range(min(256, len(triplets)))))
-        texts = list(dict.fromkeys(block.texts[row] for row in rows.tolist() if block.texts[row]))[: self.COUNT] or [""]
+        first = reader.read(range(min(256, len(reader)))).texts
+        texts = list(dict.fromkeys(text for text in first if text))[: self.COUNT] or [""]
         self.states = encode_prompts(text_encoder, texts)
-        shape = triplets.info.latent_shape
-        # Indices that no record has: the model has not been trained on this noise.
+        shape = reader.info.latent_shape
+        # Indices that no triplet has: the model has not been trained on this noise.
         self.noise = torch.stack([indexed_noise(seed, -1 - i, shape) for i in range(len(texts))])
         self.vae, self.unet, self.folder, self.preview = build_vae(init), unet, folder, preview
         self.steps = steps
@@ -62,3 +64,19 @@ class Samples:
             sheet.save(temporary, format="PNG")
         if self.preview:
             self.preview(sheet)
+
+
+class LossLines:
+    """A progress callback that prints the mean loss and the speed now and then."""
+
+    def __init__(self, name: str, steps: int, interval: int = 100):
+        self.name, self.steps, self.interval = name, steps, interval
+        self.start, self.losses = time.monotonic(), list[float]()
+
+    def __call__(self, step: int, loss: float) -> None:
+        self.losses.append(loss)
+        if len(self.losses) == self.interval or step == self.steps:
+            seconds = (time.monotonic() - self.start) / len(self.losses)
+            mean = math.fsum(self.losses) / len(self.losses)
+            print(f"{self.name} {step}/{self.steps}  loss {mean:.5f}  {seconds:.3f} s/step", flush=True)
+            self.start, self.losses = time.monotonic(), []

@@ -1,1 +1,1 @@
-"""Step 1 of the paper: sets of (text, noise, latent) on any filesystem, made from a teacher, read in shuffled order."""
+"""Step 1 of the paper: sets of triplets (text, noise, latent) on any filesystem, made by a teacher, read shuffled."""

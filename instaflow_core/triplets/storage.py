@@ -1,10 +1,10 @@
-"""Folders on any filesystem that fsspec knows: a local path, s3://bucket/set, memory://set, and so on."""
+"""Where a set lies: a local path, s3://bucket/set, memory://set, any place that fsspec knows."""
 
 from pathlib import Path
 
 
-class Folder:
-    """A folder to read files from and to write whole files to.
+class Storage:
+    """A place to read files from and to write whole files to.
 
     Args:
         location: a local path, or a URL of a filesystem whose fsspec package is installed.
@@ -16,8 +16,9 @@ class Folder:
     def __init__(self, location: str | Path) -> None:
         from fsspec.core import url_to_fs
 
+        local = isinstance(location, Path) or "://" not in location
         try:
-            self.fs, self.root = url_to_fs(str(Path(location).expanduser() if is_local(location) else location))
+            self.fs, self.root = url_to_fs(str(Path(location).expanduser() if local else location))
         except (ValueError, ImportError) as error:
             raise ValueError(
                 f"{location} cannot be opened: {error}. Give a local folder, or a URL such as s3://bucket/folder "
@@ -29,15 +30,11 @@ class Folder:
         return self.location
 
     def names(self) -> set[str]:
-        """The names of the files there; none where the folder is not there."""
+        """The names of the files there; none where the place is not there."""
+        self.fs.invalidate_cache(self.root)
         if not self.fs.isdir(self.root):
             return set()
-        self.fs.invalidate_cache(self.root)
         return {path.rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False)}
-
-    def url(self, name: str) -> str:
-        """A file's address, as pyarrow and datasets take it."""
-        return self.fs.unstrip_protocol(f"{self.root}/{name}")
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
@@ -50,8 +47,3 @@ class Folder:
         hidden = f"{self.root}/.{name}.tmp"
         self.fs.pipe_file(hidden, content)
         self.fs.mv(hidden, f"{self.root}/{name}")
-
-
-def is_local(location: str | Path) -> bool:
-    """Whether this names a place on this machine, and no URL."""
-    return isinstance(location, Path) or "://" not in location

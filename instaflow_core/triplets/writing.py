@@ -1,5 +1,10 @@
-"""Step 1 of the paper: a set of triplets from a teacher, or from a 2-rectified flow for distillation (section 4.1)."""
+"""Step 1 of the paper: a set of triplets from a teacher, or from a 2-rectified flow for distillation (section 4.1).
 
+A shard appears when it is whole, so a run that is killed loses at most one shard's work and goes on from there, and
+several processes each make their own shards.
+"""
+
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +17,14 @@ from ..text import encode_prompts
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import fingerprint
 from ..weights.modules import build_text_encoder, build_unet
-from .format import Generate, SetInfo, claim, digest, write_triplets
-from .storage import Folder
+from .format import SET_FILE, SetInfo, Triplets, format_info, format_shard, parse_info, shard_name
+from .storage import Storage
 
 
 @dataclass(frozen=True)
-class TripletRequest:
-    """A set to make: how many, from which noise, by how many steps at which guidance, in pixels of which size (None:
-    the teacher's own), so many at once, computed in `dtype`."""
+class SetConfig:
+    """A set to make: how many triplets, from which noise, by how many steps at which guidance, in pixels of which size
+    (None: the teacher's own), so many at once, computed in `dtype`."""
 
     count: int
     seed: int = 0
@@ -31,17 +36,85 @@ class TripletRequest:
     dtype: torch.dtype = torch.float32
 
 
-def describe_set(teacher: Checkpoint, request: TripletRequest, prompts: Sequence[str]) -> SetInfo:
-    """What the set of this request says of itself, and so what must be the same when it is gone on with.
+Generate = Callable[[list[str], Tensor], Tensor]
+"""From prompts and noise (B, C, H, W) to latents of the same shape."""
+
+
+class SetWriter:
+    """A set in the making. Its place is taken at once: by writing there how the set is made.
+
+    Where several processes make a set, the first must have taken the place before the others come.
 
     Raises:
-        ValueError: a number of the request is too small, or the size does not fit the teacher's autoencoder.
+        ValueError: the place holds a set that was made otherwise.
+    """
+
+    def __init__(self, storage: Storage, info: SetInfo) -> None:
+        self.storage, self.info = storage, info
+        if SET_FILE not in storage.names():
+            storage.write(SET_FILE, format_info(info))
+            return
+        there = parse_info(storage.read(SET_FILE))
+        if there != info:
+            raise ValueError(f"{storage} holds {there}, and this run would make {info}. Choose another folder.")
+
+    def count(self, part: int, parts: int) -> int:
+        """How many triplets are in the shards of one of several processes."""
+        return sum(len(self.info.indices(shard)) for shard in range(part, self.info.shards, parts))
+
+    def write(
+        self,
+        prompts: Sequence[str],
+        generate: Generate,
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
+        part: int = 0,
+        parts: int = 1,
+    ) -> None:
+        """Write the shards that are missing. Triplet i has prompt i, counted round, and noise (seed, i).
+
+        Args:
+            progress: called with the number of triplets that each batch, or each shard found there, adds; may raise to
+                cancel.
+            part, parts: which of several processes this is; each makes every parts-th shard. The set does not depend
+                on it.
+
+        Raises:
+            ValueError: there are no prompts.
+        """
+        if not prompts:
+            raise ValueError("There are no prompts to make triplets from; give at least one.")
+        there = self.storage.names()
+        for shard in range(part, self.info.shards, parts):
+            indices = self.info.indices(shard)
+            if shard_name(shard) in there:
+                if progress:
+                    progress(len(indices))
+                continue
+            texts = [prompts[i % len(prompts)] for i in indices]
+            latents = []
+            for start in range(0, len(indices), batch_size):
+                rows = slice(start, start + batch_size)
+                made = generate(texts[rows], self.info.noise(indices[rows]))
+                latents.append(made.to("cpu", torch.float16))
+                if progress:
+                    progress(len(made))
+            triplets = Triplets(self.info, list(indices), texts, torch.cat(latents))
+            self.storage.write(shard_name(shard), format_shard(triplets))
+
+
+def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str]) -> SetInfo:
+    """What the set of this teacher and these prompts says of itself, and so what must be the same when it is gone on
+    with.
+
+    Raises:
+        ValueError: a number of the configuration is too small, or the size does not fit the teacher's autoencoder.
     """
     for name in ("count", "steps", "batch_size"):
-        if getattr(request, name) < 1:
-            raise ValueError(f"{name} is {getattr(request, name)}. Give 1 or more.")
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}. Give 1 or more.")
     unit = teacher.latent_downscale
-    width, height = request.width or teacher.native_size, request.height or teacher.native_size
+    width, height = config.width or teacher.native_size, config.height or teacher.native_size
     if width % unit or height % unit:
         raise ValueError(f"{width} x {height} does not fit this autoencoder. Give multiples of {unit}.")
     solver = "DPM-Solver++" if teacher.prediction == "epsilon" else "Euler"
@@ -49,47 +122,44 @@ def describe_set(teacher: Checkpoint, request: TripletRequest, prompts: Sequence
         "teacher": fingerprint(teacher.unet),
         "stage": teacher.stage,
         "solver": solver,
-        "steps": request.steps,
-        "guidance": request.guidance,
-        "batch_size": request.batch_size,
-        "dtype": str(request.dtype).removeprefix("torch."),
+        "steps": config.steps,
+        "guidance": config.guidance,
+        "batch_size": config.batch_size,
+        "dtype": str(config.dtype).removeprefix("torch."),
         "prompts": digest(prompts),
     }
-    return SetInfo(request.count, request.seed, teacher.latent_shape(width, height), source=source)
+    return SetInfo(config.count, config.seed, teacher.latent_shape(width, height), source=source)
 
 
-def make_triplets(
+def make_set(
+    writer: SetWriter,
     teacher: Checkpoint,
-    request: TripletRequest,
+    config: SetConfig,
     prompts: Sequence[str],
-    folder: Folder,
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
     part: int = 0,
     parts: int = 1,
-) -> SetInfo:
-    """Make a set, or what is missing of it: DPM-Solver++ where the teacher predicts noise, Euler steps where it is a
-    flow.
+) -> None:
+    """Make a set that `describe_set` has described, or what is missing of it: by DPM-Solver++ where the teacher
+    predicts noise, by Euler steps where it is a flow.
 
     Args:
-        progress: called with the number of records each batch adds; may raise to cancel.
-        part, parts: which of several processes this is. The first one must have called `claim` before.
+        progress: called with the number of triplets each batch adds; may raise to cancel.
+        part, parts: which of several processes this is.
 
     Raises:
-        ValueError: the request does not fit the teacher, the folder holds another set, or there are no prompts.
+        ValueError: there are no prompts, or the teacher makes latents that are not finite.
     """
-    info = describe_set(teacher, request, prompts)
-    claim(folder, info)
-    encoder = build_text_encoder(teacher, request.dtype).to(device)
-    unet = build_unet(teacher, request.dtype).to(device)
-    generate = latent_maker(encoder, unet, teacher.prediction, request.steps, request.guidance)
-    write_triplets(folder, info, prompts, _finite(generate), request.batch_size, progress, part, parts)
-    return info
+    encoder = build_text_encoder(teacher, config.dtype).to(device)
+    unet = build_unet(teacher, config.dtype).to(device)
+    generate = latent_maker(encoder, unet, teacher.prediction, config.steps, config.guidance)
+    writer.write(prompts, _finite(generate), config.batch_size, progress, part, parts)
 
 
 def latent_maker(text_encoder: Any, unet: Any, prediction: str, steps: int, guidance: float) -> Generate:
-    """What `write_triplets` makes latents with: `sample_latents`, guided away from the empty prompt, in the UNet's type
-    and on its device."""
+    """What `SetWriter.write` makes latents with: `sample_latents`, guided away from the empty prompt, on the UNet's
+    device and in its type."""
     empty, weight = encode_prompts(text_encoder, [""]), next(unet.parameters())
 
     @torch.no_grad()
@@ -99,6 +169,11 @@ def latent_maker(text_encoder: Any, unet: Any, prediction: str, steps: int, guid
         return sample_latents(unet, prediction, states, empty, noise, steps, guidance)
 
     return generate
+
+
+def digest(prompts: Sequence[str]) -> str:
+    """A short name for these prompts, by which a set knows that it was made from others."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
 
 
 def _finite(generate: Generate) -> Generate:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...flow.noise import indexed_generator
-from ...training.share import Share
+from ...training.batches import BatchPart
 from ..captions import COLORS, all_captions, sample_captions
 from ..render import SMALL, Scene, render, render_all, sample_scene
 from .anatomy import LATENT_SHAPE, NATIVE_SIZE
@@ -53,7 +53,7 @@ def _tensor(pictures: list[Any]) -> Tensor:
 
 
 class PictureBatches:
-    """(Step, share) -> (B, 3, 64, 64) float pictures in [0, 1], and (B, 4, 8, 8) noise.
+    """(Step, part) -> (B, 3, 64, 64) float pictures in [0, 1], and (B, 4, 8, 8) noise.
 
     Whole pictures: an autoencoder that has seen only crops leans on their edges, and fails away from an edge.
     """
@@ -61,8 +61,8 @@ class PictureBatches:
     def __init__(self, pictures: Tensor, batch_size: int, seed: int):
         self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
 
-    def __call__(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
-        generator, rows = indexed_generator(self.seed, step), share.rows(self.batch_size)
+    def __call__(self, step: int, part: BatchPart) -> tuple[Tensor, Tensor]:
+        generator, rows = indexed_generator(self.seed, step), part.rows(self.batch_size)
         index = torch.randint(len(self.pictures), (self.batch_size,), generator=generator)
         noise = torch.randn(self.batch_size, *LATENT_SHAPE, generator=generator)
         return self.pictures[index[rows]].float() / 255, noise[rows]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ...flow.diffusion import noise_schedule
 from ...flow.noise import indexed_generator
-from ...training.objectives import TextStates
-from ...training.share import Share
+from ...training.batches import BatchPart, PromptStates
 from .anatomy import LATENT_SHAPE
 from .autoencoder import LATENT_NOISE, reconstruction_error
 
@@ -23,7 +22,7 @@ _TRUE_SHARE = 4
 
 
 class DenoisedBatches:
-    """(Step, share) -> pictures (B, 3, 64, 64) in [0, 1], and latents (B, 4, 8, 8) a model has made of them.
+    """(Step, part) -> pictures (B, 3, 64, 64) in [0, 1], and latents (B, 4, 8, 8) a model has made of them.
 
     The latents are what the teacher takes noisy ones of the picture for, knowing the caption: its errors are those of
     models (a shape of no clear outline, a colour between two), which plain noise does not have. Every fourth are the
@@ -36,17 +35,18 @@ class DenoisedBatches:
     def __init__(
         self, teacher: Any, text_encoder: Any, texts: list[str], pictures: Tensor, latents: Tensor, size: int, seed: int
     ) -> None:
-        self.teacher, self.states = teacher, TextStates(text_encoder, texts)
+        self.teacher, self.states, self.texts = teacher, PromptStates(text_encoder), texts
         self.pictures, self.latents, self.size, self.seed = pictures, latents, size, seed
         self.schedule = noise_schedule()
 
-    def __call__(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
-        generator, rows = indexed_generator(self.seed, step), share.rows(self.size)
+    def __call__(self, step: int, part: BatchPart) -> tuple[Tensor, Tensor]:
+        generator, rows = indexed_generator(self.seed, step), part.rows(self.size)
         index = torch.randint(len(self.latents), (self.size,), generator=generator)[rows]
         noise = torch.randn(self.size, *LATENT_SHAPE, generator=generator)[rows]
         timesteps = torch.randint(*_TIMESTEPS, (self.size,), generator=generator)[rows]
         latents = self.latents[index]
-        made = self._denoised(self.schedule.add_noise(latents, noise, timesteps), timesteps, self.states[index])
+        states = self.states([self.texts[i] for i in index.tolist()])
+        made = self._denoised(self.schedule.add_noise(latents, noise, timesteps), timesteps, states)
         true = (torch.arange(self.size)[rows] % _TRUE_SHARE == 0).view(-1, 1, 1, 1)
         return self.pictures[index].float() / 255, torch.where(true, latents + LATENT_NOISE * noise, made)
 
@@ -60,7 +60,7 @@ class DenoisedBatches:
 
 
 class DrawnBatches:
-    """(Step, share) -> pictures (B, 3, 64, 64) in [0, 1], and latents (B, 4, 8, 8), as many of each source.
+    """(Step, part) -> pictures (B, 3, 64, 64) in [0, 1], and latents (B, 4, 8, 8), as many of each source.
 
     Args:
         sources: pictures (N, 3, 64, 64) uint8 and latents (N, 4, 8, 8) that should be decoded to them. The first are
@@ -71,8 +71,8 @@ class DrawnBatches:
     def __init__(self, sources: Sequence[tuple[Tensor, Tensor]], size: int, seed: int) -> None:
         self.sources, self.size, self.seed = sources, size, seed
 
-    def __call__(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
-        generator, rows = indexed_generator(self.seed, step), share.rows(self.size)
+    def __call__(self, step: int, part: BatchPart) -> tuple[Tensor, Tensor]:
+        generator, rows = indexed_generator(self.seed, step), part.rows(self.size)
         each = self.size // len(self.sources)
         noise = LATENT_NOISE * torch.randn(each, *LATENT_SHAPE, generator=generator)
         pictures, latents = [], []

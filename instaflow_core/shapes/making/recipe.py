@@ -18,14 +18,14 @@ from tqdm import tqdm
 from ...flow.diffusion import diffusion_loss, noise_schedule
 from ...flow.noise import indexed_generator
 from ...text import encode_prompts
-from ...training.loop import Every, TrainConfig, fit
-from ...training.losses import DISTILLATION_LOSSES
-from ...training.objectives import PairBatches, ReflowBatches, TextStates, distill_step, on_policy_step, reflow_step
-from ...training.share import Share
-from ...triplets.format import Generate, SetInfo, write_triplets
-from ...triplets.reading import Triplets
-from ...triplets.storage import Folder
-from ...triplets.writing import latent_maker
+from ...training.batches import BatchPart, PromptStates, SetBatches
+from ...training.loop import LoopConfig, fit
+from ...training.objectives import DISTILLATION_LOSSES, distill_step, on_policy_step, reflow_step
+from ...training.watching import LossLines
+from ...triplets.format import SetInfo
+from ...triplets.reading import BLOCK, SetReader
+from ...triplets.storage import Storage
+from ...triplets.writing import Generate, SetWriter, latent_maker
 from ...weights.files import write_weights
 from ..captions import sample_captions
 from .anatomy import LATENT_SHAPE, new_text_encoder, new_unet, new_vae
@@ -35,10 +35,10 @@ from .intended import meant_pictures
 from .text_encoder import CaptionBatches, CaptionReader, reading_loss
 
 
-def _small(iterations: int, learning_rate: float, **more: Any) -> TrainConfig:
+def _small(iterations: int, learning_rate: float, **more: Any) -> LoopConfig:
     """A configuration for models of this size: large steps that fall along a cosine."""
     settings = {"warmup": 200, "schedule": "cosine", "weight_decay": 0.0, "ema": 0.999, "precision": "bf16"}
-    return TrainConfig(iterations=iterations, learning_rate=learning_rate, **{**settings, **more})
+    return LoopConfig(iterations=iterations, learning_rate=learning_rate, **{**settings, **more})
 
 
 @dataclass(frozen=True)
@@ -48,31 +48,31 @@ class Recipe:
     seed: int = 0
     pictures: int = 6000
     busy_pictures: int = 12000
-    autoencoder: TrainConfig = field(default_factory=lambda: _small(14000, 1e-3, ema=0.995))
+    autoencoder: LoopConfig = field(default_factory=lambda: _small(14000, 1e-3, ema=0.995))
     autoencoder_batch: int = 4
-    decoder: TrainConfig = field(default_factory=lambda: _small(4000, 6e-4, ema=0.995))
+    decoder: LoopConfig = field(default_factory=lambda: _small(4000, 6e-4, ema=0.995))
     decoder_batch: int = 8
-    outlines: TrainConfig = field(default_factory=lambda: _small(3500, 6e-4, ema=0.995))
+    outlines: LoopConfig = field(default_factory=lambda: _small(3500, 6e-4, ema=0.995))
     outlines_drawn: int = 3500
     outlines_one_step: int = 20000
-    text: TrainConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
+    text: LoopConfig = field(default_factory=lambda: _small(400, 2e-3, ema=0.98))
     text_batch: int = 64
     latents: int = 24000
-    teacher: TrainConfig = field(default_factory=lambda: _small(18000, 1e-3))
+    teacher: LoopConfig = field(default_factory=lambda: _small(18000, 1e-3))
     batch: int = 64
     caption_dropout: float = 0.1
     teacher_steps: int = 25
     teacher_guidance: float = 2.0
     often: dict[str, int] = field(default_factory=lambda: {"star": 3, "ring": 2})
     reflow_triplets: int = 32768
-    reflow: TrainConfig = field(default_factory=lambda: _small(31000, 8e-4))
+    reflow: LoopConfig = field(default_factory=lambda: _small(31000, 8e-4))
     reflow_times: str = "u-shaped"
     flow_steps: int = 6
     flow_guidance: float = 1.0
     distill_triplets: int = 201728
-    distill: TrainConfig = field(default_factory=lambda: _small(19400, 8e-4))
+    distill: LoopConfig = field(default_factory=lambda: _small(19400, 8e-4))
     distill_loss: str = "huber"
-    on_policy: TrainConfig = field(default_factory=lambda: _small(10000, 4e-4))
+    on_policy: LoopConfig = field(default_factory=lambda: _small(10000, 4e-4))
     on_policy_share: float = 0.75
 
 
@@ -121,17 +121,16 @@ class Kitchen:
         vae.decoder = self._made("outlines", self.decoder(), train)
         return vae
 
-    def _drawn(self, triplets: Triplets, count: int, student: Any = None) -> tuple[Tensor, Tensor]:
+    def _drawn(self, reader: SetReader, count: int, student: Any = None) -> tuple[Tensor, Tensor]:
         """Pictures that the first triplets were meant to show, where that can be told, and the latents drawn of them:
         the triplets' own, or what a student makes of their noise in one step."""
         decoder, pictures, latents = self.decoder(), [], []
         one_step = student and latent_maker(self.text_encoder(), student, "velocity", 1, 1.0)
-        for block, index in triplets.draw(range(count)):
-            rows = [row for row in index.tolist() if block.texts[row]]
-            texts, made = [block.texts[row] for row in rows], block.latents[rows].float()
-            if one_step:
-                made = one_step(texts, triplets.info.noise([block.indices[row] for row in rows]))
-            told, shown = meant_pictures(decoder, made, texts)
+        for first in range(0, count, BLOCK):
+            some = reader.read(range(first, min(first + BLOCK, count)))
+            some = some.rows([row for row, text in enumerate(some.texts) if text])
+            made = one_step(some.texts, some.noise()) if one_step else some.latents.float()
+            told, shown = meant_pictures(decoder, made, some.texts)
             pictures.append(shown)
             latents.append(made[told])
         return torch.cat(pictures), torch.cat(latents)
@@ -167,23 +166,23 @@ class Kitchen:
         def train(unet: nn.Module) -> None:
             captions, latents = self.latents()
             encoder = self.text_encoder()
-            states, empty, schedule = TextStates(encoder, captions), encode_prompts(encoder, [""]), noise_schedule()
+            states, empty, schedule = PromptStates(encoder), encode_prompts(encoder, [""]), noise_schedule()
 
-            def batch(step: int, share: Share) -> tuple[Tensor, ...]:
+            def batch(step: int, part: BatchPart) -> tuple[Tensor, ...]:
                 generator = indexed_generator(r.seed + 3, step)
                 index = torch.randint(len(latents), (r.batch,), generator=generator)
                 timesteps = torch.randint(schedule.config.num_train_timesteps, (r.batch,), generator=generator)
                 noise = torch.randn(r.batch, *LATENT_SHAPE, generator=generator)
                 dropped = torch.rand(r.batch, 1, 1, generator=generator) < r.caption_dropout
-                rows = share.rows(r.batch)
-                texts = torch.where(dropped[rows], empty, states[index[rows]])
+                rows = part.rows(r.batch)
+                texts = torch.where(dropped[rows], empty, states([captions[i] for i in index[rows].tolist()]))
                 return latents[index[rows]], noise[rows], timesteps[rows], texts
 
             self._fit("teacher", unet, batch, lambda model, b: diffusion_loss(model, schedule, *b), r.teacher)
 
         return self._made("teacher", new_unet(r.seed), train)
 
-    def teacher_triplets(self) -> Triplets:
+    def teacher_triplets(self) -> SetReader:
         """Step 1 of the paper: what the teacher makes of training captions and noise."""
         r = self.recipe
         source = {"teacher": "teacher", "steps": r.teacher_steps, "guidance": r.teacher_guidance}
@@ -195,12 +194,12 @@ class Kitchen:
         r = self.recipe
 
         def train(unet: nn.Module) -> None:
-            batches = ReflowBatches(self.teacher_triplets(), self.text_encoder(), r.batch, r.seed + 5, r.reflow_times)
-            self._fit("2rf", unet, batches, reflow_step, r.reflow)
+            batches = SetBatches(self.teacher_triplets(), self.text_encoder(), r.batch, r.seed + 5, r.reflow_times)
+            self._fit("2rf", unet, batches.timed_pairs, reflow_step, r.reflow)
 
         return self._made("2rf", self.teacher(), train)
 
-    def flow_triplets(self) -> Triplets:
+    def flow_triplets(self) -> SetReader:
         """The ends of the 2-rectified flow's trajectories, for distillation."""
         r, flow = self.recipe, self.two_rectified_flow()
         source = {"teacher": "2rf", "steps": r.flow_steps, "guidance": r.flow_guidance}
@@ -220,9 +219,9 @@ class Kitchen:
         r = self.recipe
 
         def train(unet: nn.Module) -> None:
-            batches = ReflowBatches(self.flow_triplets(), self.text_encoder(), r.batch, r.seed + 10)
+            batches = SetBatches(self.flow_triplets(), self.text_encoder(), r.batch, r.seed + 10)
             loss = on_policy_step(DISTILLATION_LOSSES[r.distill_loss], self.two_rectified_flow(), r.on_policy_share)
-            self._fit("instaflow", unet, batches, loss, r.on_policy)
+            self._fit("instaflow", unet, batches.timed_pairs, loss, r.on_policy)
 
         return self._made("instaflow", self.distilled(), train)
 
@@ -237,9 +236,9 @@ class Kitchen:
 
         return self._made("direct", self.teacher(), train)
 
-    def _distill(self, name: str, unet: nn.Module, triplets: Triplets, config: TrainConfig) -> None:
-        batches = PairBatches(triplets, self.text_encoder(), self.recipe.batch)
-        self._fit(name, unet, batches, distill_step(DISTILLATION_LOSSES[self.recipe.distill_loss]), config)
+    def _distill(self, name: str, unet: nn.Module, reader: SetReader, config: LoopConfig) -> None:
+        batches = SetBatches(reader, self.text_encoder(), self.recipe.batch)
+        self._fit(name, unet, batches.pairs, distill_step(DISTILLATION_LOSSES[self.recipe.distill_loss]), config)
 
     def _made(self, name: str, module: nn.Module, train: Callable[[nn.Module], None]) -> Any:
         """The module with this stage's weights, trained first where they are not there yet."""
@@ -250,17 +249,17 @@ class Kitchen:
         module.load_state_dict(load_file(path))
         return module.eval().requires_grad_(False)
 
-    def _fit(self, name: str, module: nn.Module, batch: Any, loss: Any, config: TrainConfig) -> None:
+    def _fit(self, name: str, module: nn.Module, batch: Any, loss: Any, config: LoopConfig) -> None:
         module.requires_grad_(True)
         folder = self.folder / "checkpoints" / name
-        fit(module, batch, loss, config, folder, resume=True, progress=Every(name, config.iterations))
+        fit(module, batch, loss, config, folder, resume=True, progress=LossLines(name, config.iterations))
 
-    def _triplets(self, name: str, count: int, seed: int, source: dict[str, Any], make: Generate) -> Triplets:
+    def _triplets(self, name: str, count: int, seed: int, source: dict[str, Any], make: Generate) -> SetReader:
         info = SetInfo(count, seed, LATENT_SHAPE, source=source)
         # Every tenth prompt is empty: guidance needs a flow that knows what to draw without a caption.
         captions = sample_captions(count, seed, often=self.recipe.often)
         prompts = ["" if i % 10 == 9 else str(c) for i, c in enumerate(captions)]
-        folder = Folder(self.folder / name)
+        storage = Storage(self.folder / name)
         with tqdm(total=count, desc=name) as bar:
-            write_triplets(folder, info, prompts, make, 128, bar.update)
-        return Triplets(folder, seed + 1)
+            SetWriter(storage, info).write(prompts, make, 128, bar.update)
+        return SetReader(storage, seed + 1)

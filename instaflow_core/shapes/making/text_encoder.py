@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ...flow.noise import indexed_generator
 from ...text import MAX_TOKENS, load_tokenizer
-from ...training.share import Share
+from ...training.batches import BatchPart
 from ..captions import COLORS, PLACES, SHAPES, SIZES, Caption, all_captions
 from .anatomy import TEXT_CONFIG
 
@@ -34,7 +34,7 @@ class CaptionReader(nn.Module):
 
 
 class CaptionBatches:
-    """(Step, share) -> (tokens (B, 77), attribute indices (B, 5)) of training captions."""
+    """(Step, part) -> (tokens (B, 77), attribute indices (B, 5)) of training captions."""
 
     def __init__(self, batch_size: int, seed: int):
         captions = all_captions(held_out=False)
@@ -44,9 +44,9 @@ class CaptionBatches:
         self.attributes = torch.tensor([_indices(c) for c in captions])
         self.batch_size, self.seed = batch_size, seed
 
-    def __call__(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int, part: BatchPart) -> tuple[Tensor, Tensor]:
         index = torch.randint(len(self.tokens), (self.batch_size,), generator=indexed_generator(self.seed, step))
-        index = index[share.rows(self.batch_size)]
+        index = index[part.rows(self.batch_size)]
         return self.tokens[index], self.attributes[index]
 
 

@@ -20,12 +20,13 @@ from small_models import small_checkpoint
 
 from instaflow_core.__main__ import main
 from instaflow_core.shapes.making.anatomy import new_vae
-from instaflow_core.training.loop import TrainConfig
-from instaflow_core.training.losses import perceptual_loss
-from instaflow_core.training.runs import TrainRequest, equal_parts, train
-from instaflow_core.triplets.format import SetInfo, claim
+from instaflow_core.training.loop import LoopConfig
+from instaflow_core.training.objectives import perceptual_loss
+from instaflow_core.training.runs import StageConfig, equal_parts, train
+from instaflow_core.triplets.format import SetInfo
 from instaflow_core.triplets.prompts import read_prompts
-from instaflow_core.triplets.storage import Folder
+from instaflow_core.triplets.storage import Storage
+from instaflow_core.triplets.writing import SetWriter
 from instaflow_core.weights.checkpoint import load
 from instaflow_core.weights.modules import build_unet
 from instaflow_core.weights.saving import save
@@ -115,9 +116,9 @@ def test_a_lora_is_written_beside_the_merged_checkpoint(folder):
 
 @pytest.mark.parametrize("name", ["stage", "method", "times", "loss"])
 def test_an_unknown_choice_is_named(folder, name):
-    request = replace(TrainRequest("reflow", TrainConfig(1)), **{name: "new"})
+    config = replace(StageConfig("reflow", LoopConfig(1)), **{name: "new"})
     with pytest.raises(ValueError, match=f"Unknown {name} 'new'; expected one of"):
-        train(load(folder / "teacher.safetensors"), Folder(str(folder / "teacher-set")), request, folder / "x")
+        train(load(folder / "teacher.safetensors"), Storage(str(folder / "teacher-set")), config, folder / "x")
 
 
 def test_what_is_there_is_not_trained_over(folder, capsys):
@@ -180,8 +181,8 @@ def test_bad_input_for_training_is_one_clear_line(folder, capsys, monkeypatch, t
 
 @pytest.mark.parametrize(("side", "parts"), [(8, 1), (64, 16), (128, 64)])
 def test_a_batch_is_taken_in_parts_that_fit_a_gpu(tmp_path, side, parts):
-    claim(Folder(tmp_path), SetInfo(0, 0, (4, side, side)))
-    assert equal_parts(64, Folder(tmp_path)) == parts
+    SetWriter(Storage(tmp_path), SetInfo(0, 0, (4, side, side)))
+    assert equal_parts(64, Storage(tmp_path)) == parts
 
 
 def test_prompts_come_from_any_column(tmp_path):

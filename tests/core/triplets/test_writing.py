@@ -5,8 +5,9 @@ import torch
 from datasets import load_dataset
 
 from instaflow_core.flow.noise import indexed_noise
-from instaflow_core.triplets.format import SetInfo, digest, read_info, write_triplets
-from instaflow_core.triplets.storage import Folder
+from instaflow_core.triplets.format import SetInfo, read_info
+from instaflow_core.triplets.storage import Storage
+from instaflow_core.triplets.writing import SetWriter, digest
 
 INFO = SetInfo(count=23, seed=4, latent_shape=(4, 2, 3), shard_size=5, source={"teacher": "test"})
 PROMPTS = ["one", "two, with a comma", "drei Ü"]
@@ -27,9 +28,9 @@ def rows(folder) -> list[dict]:
 
 def test_a_set_is_read_back_by_datasets(tmp_path):
     seen = []
-    write_triplets(Folder(tmp_path), INFO, PROMPTS, double, batch_size=2, progress=seen.append)
+    SetWriter(Storage(tmp_path), INFO).write(PROMPTS, double, batch_size=2, progress=seen.append)
     assert sum(seen) == 23
-    assert read_info(Folder(tmp_path)) == INFO
+    assert read_info(Storage(tmp_path)) == INFO
     read = rows(tmp_path)
     assert [row["index"] for row in read] == list(range(23))
     assert [row["text"] for row in read] == [PROMPTS[i % 3] for i in range(23)]
@@ -40,7 +41,7 @@ def test_a_set_is_read_back_by_datasets(tmp_path):
 
 
 def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path):
-    write_triplets(Folder(tmp_path / "whole"), INFO, PROMPTS, double, batch_size=2)
+    SetWriter(Storage(tmp_path / "whole"), INFO).write(PROMPTS, double, batch_size=2)
 
     calls = 0
 
@@ -54,64 +55,64 @@ def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path):
     for _ in range(6):
         calls = 0
         try:
-            write_triplets(Folder(tmp_path / "parts"), INFO, PROMPTS, interrupted, batch_size=2)
+            SetWriter(Storage(tmp_path / "parts"), INFO).write(PROMPTS, interrupted, batch_size=2)
         except KeyboardInterrupt:
             with pytest.raises(ValueError, match="Run the command that makes this set again"):
-                read_info(Folder(tmp_path / "parts"))
+                read_info(Storage(tmp_path / "parts"))
     assert files(tmp_path / "whole") == files(tmp_path / "parts")
 
 
 def test_the_batch_size_does_not_change_the_set(tmp_path):
     for batch_size in (1, 4):
-        write_triplets(Folder(tmp_path / str(batch_size)), INFO, PROMPTS, double, batch_size)
+        SetWriter(Storage(tmp_path / str(batch_size)), INFO).write(PROMPTS, double, batch_size)
     assert files(tmp_path / "1") == files(tmp_path / "4")
 
 
 def test_another_set_is_not_overwritten(tmp_path):
-    write_triplets(Folder(tmp_path), INFO, PROMPTS, double, 8)
+    SetWriter(Storage(tmp_path), INFO).write(PROMPTS, double, 8)
     before = files(tmp_path)
     with pytest.raises(ValueError, match="Choose another folder"):
-        write_triplets(Folder(tmp_path), replace(INFO, seed=5), PROMPTS, double, 8)
+        SetWriter(Storage(tmp_path), replace(INFO, seed=5)).write(PROMPTS, double, 8)
     assert files(tmp_path) == before
 
 
 def test_no_prompts_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
-        write_triplets(Folder(tmp_path), INFO, [], double, 8)
+        SetWriter(Storage(tmp_path), INFO).write([], double, 8)
 
 
 def test_an_empty_folder_is_no_set(tmp_path):
     with pytest.raises(ValueError, match="no set of triplets"):
-        read_info(Folder(tmp_path))
+        read_info(Storage(tmp_path))
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_number_of_processes_does_not_change_the_set(tmp_path, processes):
-    write_triplets(Folder(tmp_path / "one"), INFO, PROMPTS, double, 2)
+    SetWriter(Storage(tmp_path / "one"), INFO).write(PROMPTS, double, 2)
     for part in range(processes):
-        write_triplets(Folder(tmp_path / "more"), INFO, PROMPTS, double, 2, None, part, processes)
+        SetWriter(Storage(tmp_path / "more"), INFO).write(PROMPTS, double, 2, None, part, processes)
     assert files(tmp_path / "one") == files(tmp_path / "more")
 
 
 def test_a_set_can_live_on_any_filesystem(tmp_path):
-    write_triplets(Folder(tmp_path), INFO, PROMPTS, double, 8)
-    remote = Folder("memory://bucket/set")
-    write_triplets(remote, INFO, PROMPTS, double, 8)
+    SetWriter(Storage(tmp_path), INFO).write(PROMPTS, double, 8)
+    remote = Storage("memory://bucket/set")
+    SetWriter(remote, INFO).write(PROMPTS, double, 8)
     assert read_info(remote) == INFO
     assert {name: remote.read(name) for name in remote.names()} == files(tmp_path)
 
 
 def test_a_half_written_shard_is_replaced(tmp_path):
-    write_triplets(Folder(tmp_path / "whole"), INFO, PROMPTS, double, 2)
+    SetWriter(Storage(tmp_path / "whole"), INFO).write(PROMPTS, double, 2)
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / ".shard-000001.parquet.tmp").write_bytes(b"half a shard")
-    write_triplets(Folder(tmp_path / "parts"), INFO, PROMPTS, double, 2)
+    SetWriter(Storage(tmp_path / "parts"), INFO).write(PROMPTS, double, 2)
     assert files(tmp_path / "whole") == files(tmp_path / "parts")
 
 
 def test_an_unknown_filesystem_is_an_error():
     with pytest.raises(ValueError, match="nowhere://set cannot be opened"):
-        Folder("nowhere://set")
+        Storage("nowhere://set")
 
 
 def test_other_prompts_have_another_digest():

@@ -1,0 +1,63 @@
+"""The process's device, precision and place among other processes, as 🤗 accelerate tells them, for one run alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOGGERS = ("none", "tensorboard")
+
+
+@contextmanager
+def own_state() -> Iterator[None]:
+    """accelerate's process-wide state as if nobody had used it yet, and as it was afterwards.
+
+    That state would hold a second run in a process to the first's precision, and another user's to ours.
+    """
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    kinds = [AcceleratorState, GradientState]
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        kinds.append(PartialState)
+    before = [dict(kind._shared_state) for kind in kinds]
+    for kind in kinds:
+        kind._shared_state.clear()
+    try:
+        yield
+    finally:
+        for kind, state in zip(kinds, before, strict=True):
+            kind._shared_state.clear()
+            kind._shared_state.update(state)
+
+
+def new_accelerator(precision: str | None, log: str, folder: Path, device: str | None) -> "Accelerator":
+    """The accelerator of a run.
+
+    Args:
+        precision: "no" (float32), "bf16" or "fp16"; None for what `accelerate launch` was told, else float32.
+        log: one of LOGGERS, which writes into the folder.
+        device: "cpu" to stay off an accelerator; otherwise accelerate's choice.
+
+    Raises:
+        ValueError: the logger is unknown or its package missing.
+    """
+    from accelerate import Accelerator
+
+    log_with = None
+    if log != "none":
+        if log not in LOGGERS:
+            raise ValueError(f"Unknown log {log!r}; expected one of {', '.join(LOGGERS)}.")
+        from accelerate.tracking import get_available_trackers
+
+        if log not in [str(tracker) for tracker in get_available_trackers()]:
+            raise ValueError(f"Logging to {log} needs its package: pip install {log}, or leave it out.")
+        log_with = log
+    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", log_with=log_with, project_dir=folder)
+    if log_with:
+        accelerator.init_trackers("log")
+    return accelerator
