@@ -4,8 +4,12 @@ Under `accelerate launch -m instaflow_core ...` every process does its part.
 """
 
 import argparse
+import os
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +29,8 @@ from ..weights.checkpoint import load
 from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add, device, seed
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_ECHO = 1.0  # seconds
 
 
 # --- triplets ---------------------------------------------------------------------------------------------------------
@@ -144,12 +150,17 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW (default 0.01)")
     parser.add_argument("--ema", type=float, default=0.9999, help="decay of the weights' average (default 0.9999)")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="of the computation (default fp32)")
+    parser.add_argument(
+        "--precision",
+        choices=_PRECISIONS,
+        help="of the computation (default: what `accelerate launch` says, else fp32)",
+    )
     parser.add_argument("--method", choices=METHODS, default="full", help="all weights, or a LoRA (default full)")
     parser.add_argument("--rank", type=int, default=64, help="of the LoRA (default 64)")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
-    parser.add_argument("--checkpoint-every", type=int, default=500, help="iterations (default 500)")
+    parser.add_argument("--checkpoint-every", type=int, default=500, help="iterations; 0 for none (default 500)")
+    parser.add_argument("--checkpoint-minutes", type=float, default=10.0, help="and after so long (default 10)")
     parser.add_argument("--sample-every", type=int, default=500, help="iterations; 0 for no samples (default 500)")
     parser.add_argument("--log", choices=LOGGERS, default="none", help="beside the loss file (default none)")
     parser.add_argument("--save-dtype", choices=DTYPES, default="fp32", help="of the saved weights (default fp32)")
@@ -175,10 +186,11 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
         schedule="cosine" if options.schedule == "cosine" else LoopConfig.schedule,
         weight_decay=options.weight_decay,
         ema=options.ema,
-        precision=_PRECISIONS[options.precision],
+        precision=_PRECISIONS[options.precision] if options.precision else None,
         accumulate=options.accumulate,
         optimizer=options.optimizer,
         checkpoint_every=options.checkpoint_every,
+        checkpoint_minutes=options.checkpoint_minutes,
         snapshot_every=options.sample_every,
         log=options.log,
     )
@@ -193,36 +205,63 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
         dtype=DTYPES[options.save_dtype],
         **only_here,
     )
-    with _bar(stage, options.iterations) as progress:
+    checkpoint, storage = load(options.init), Storage(options.triplets)
+    with _bar(stage, options.iterations) as progress, _stopping() as stop:
         trained = train(
-            load(options.init), Storage(options.triplets), config, options.out, options.resume, options.device, progress
-        )
+            checkpoint, storage, config, options.out, options.resume, options.device, progress, stop=stop
+        )  # fmt: skip
     if trained.is_main:
         print(trained.path)
 
 
 @contextmanager
 def _bar(name: str, iterations: int) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar, under which Ctrl-C and SIGTERM wait for the end of a step, so that its checkpoint is written."""
+    """A progress bar."""
+    with tqdm(total=iterations, desc=name, unit=" steps", disable=None) as bar:
+
+        def progress(step: int, loss: float) -> None:
+            if not bar.n:
+                bar.initial = step - 1
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+        yield progress
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM has come. The first waits for the end of a step, so that its checkpoint is written; a
+    second one ends the process at once, also where a step hangs in a call that lets no Python handler run."""
     asked = list[int]()
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if not asked:
+            print("stopping after this step; --resume goes on from there, once more stops at once", file=sys.stderr)
         asked.append(number)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in _STOPPING}
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_the_second, args=(heard,), daemon=True).start()
     try:
-        with tqdm(total=iterations, desc=name, unit=" steps", disable=None) as bar:
-
-            def progress(step: int, loss: float) -> None:
-                if not bar.n:
-                    bar.initial = step - 1
-                bar.update(step - bar.n)
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                if asked:
-                    print("stopping; --resume goes on from here", file=sys.stderr)
-                    raise KeyboardInterrupt
-
-            yield progress
+        yield lambda: bool(asked)
     finally:
+        signal.set_wakeup_fd(wakeup)
+        told.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_at_the_second(heard: socket.socket) -> None:
+    """End the process when a signal comes that is not the first one's echo: a launcher passes on to its processes what
+    the terminal has sent them already."""
+    first = None
+    with heard:
+        while told := heard.recv(1):
+            if told[0] not in _STOPPING:
+                continue
+            if first is None:
+                first = time.monotonic()
+            elif time.monotonic() - first > _ECHO:
+                os._exit(128 + told[0])

@@ -1,5 +1,6 @@
 """The process's device, precision and place among other processes, as 🤗 accelerate tells them, for one run alone."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOGGERS = ("none", "tensorboard")
+_SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
 
 
 @contextmanager
@@ -44,10 +50,19 @@ def new_accelerator(precision: str | None, log: str, folder: Path, device: str |
         device: "cpu" to stay off an accelerator; otherwise accelerate's choice.
 
     Raises:
-        ValueError: the logger is unknown or its package missing.
+        ValueError: the logger is unknown or its package missing, the processes are launched in a way that shards the
+            weights, or the device cannot compute in that precision.
     """
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
 
+    for variable, name in _SHARDED.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"The processes were launched with {name}, which shards the weights, and this training needs them "
+                "whole. Launch without it (accelerate launch --multi_gpu); --gradient-checkpointing, --optimizer "
+                "adamw8bit and --method lora save memory."
+            )
     log_with = None
     if log != "none":
         if log not in LOGGERS:
@@ -57,7 +72,16 @@ def new_accelerator(precision: str | None, log: str, folder: Path, device: str |
         if log not in [str(tracker) for tracker in get_available_trackers()]:
             raise ValueError(f"Logging to {log} needs its package: pip install {log}, or leave it out.")
         log_with = log
-    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", log_with=log_with, project_dir=folder)
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=device == "cpu",
+        log_with=log_with,
+        project_dir=folder,
+        # The loop divides its batches itself; a launcher's number would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("The CPU does not train in fp16. Give bf16 or float32.")
     if log_with:
         accelerator.init_trackers("log")
     return accelerator

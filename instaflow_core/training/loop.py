@@ -6,6 +6,7 @@ divide the very batch that one would have had.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -37,10 +38,11 @@ class LoopConfig:
         ema: decay d of the moving average of the weights that is the result, a <- d a + (1 - d) w after every step
             (0.9999 in the paper). It starts at the first step's weights and looks back over about 1 / (1 - d) steps, so
             a run should be several times as long.
-        precision: "no" (float32), "bf16" or "fp16" autocast.
+        precision: "no" (float32), "bf16" or "fp16" autocast; None for what `accelerate launch` was told, else float32.
         accumulate: parts that each process goes through one after the other for one step, to save memory.
         optimizer: one of OPTIMIZERS; adamw8bit is bitsandbytes'.
-        checkpoint_every: steps between checkpoints, which `resume` goes on from.
+        checkpoint_every: steps between checkpoints, which `resume` goes on from; 0 for those by time alone.
+        checkpoint_minutes: minutes between checkpoints, beside those by steps.
         snapshot_every: steps between snapshots; 0 for none.
         log: one of accelerator.LOGGERS, beside the loss file.
     """
@@ -52,10 +54,11 @@ class LoopConfig:
     weight_decay: float = 0.01
     ema: float = 0.9999
     grad_clip: float = 1.0
-    precision: str = "no"
+    precision: str | None = None
     accumulate: int = 1
     optimizer: str = "adamw"
-    checkpoint_every: int = 500
+    checkpoint_every: int = 0
+    checkpoint_minutes: float = 10.0
     snapshot_every: int = 0
     log: str = "none"
 
@@ -91,8 +94,9 @@ def fit(
     snapshot: Callable[[int], None] | None = None,
     origin: dict[str, Any] | None = None,
     device: str | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> LoopResult:
-    """Train `module` in place and leave the averaged weights in it.
+    """Train `module` in place and leave the averaged weights in it, and nothing else of the run.
 
     Args:
         module: its parameters that require gradients are trained, in float32; moved to the device.
@@ -103,29 +107,38 @@ def fit(
         snapshot: called with the steps done every `snapshot_every` steps, while the module holds the averaged weights.
         origin: what the run starts from and learns from, by name: what else must be the same when it is resumed.
         device: "cpu" to stay off an accelerator; otherwise accelerate's choice.
+        stop: asked after each step whether to stop; where it is so on one process, all of them stop at that step, after
+            a checkpoint.
 
     Raises:
+        KeyboardInterrupt: the run was stopped.
         NonFiniteLoss: the loss is not finite.
-        ValueError: the checkpoint was made with another configuration or of another origin, the batch cannot be divided
-            among the processes, or the optimiser's or logger's package is missing.
+        ValueError: the checkpoint was made with another configuration or of another origin, or not all processes have
+            it; the batch cannot be divided among the processes, they are launched in a way that shards the weights, or
+            the optimiser's or logger's package is missing.
     """
     with own_state():
         run = _Run(module, config, folder, device, origin or {})
-        done = run.restore() if resume else 0
-        for step in range(done, config.iterations):
-            value = run.step(step, batch, loss)
-            finished = step + 1 == config.iterations
-            if finished or run.done % config.checkpoint_every == 0:
-                run.store()
-            if snapshot and config.snapshot_every and (finished or run.done % config.snapshot_every == 0):
-                run.show(snapshot)
-            if progress:
+        try:
+            done = run.restore() if resume else 0
+            for step in range(done, config.iterations):
+                value, stopped = run.step(step, batch, loss, stop)
                 try:
-                    progress(run.done, value)
+                    # A sheet comes before its checkpoint: a run killed in between shows it again, none is missing.
+                    if snapshot and config.snapshot_every and run.is_due(config.snapshot_every):
+                        run.show(snapshot)
+                    if progress:
+                        progress(run.done, value)
+                    if stopped:
+                        raise KeyboardInterrupt
                 except BaseException:
                     run.store()
                     raise
-        return run.finish()
+                if run.is_due(config.checkpoint_every) or run.minutes_since_checkpoint() > config.checkpoint_minutes:
+                    run.store()
+            return run.finish()
+        finally:
+            run.close()
 
 
 class _Run:
@@ -137,9 +150,9 @@ class _Run:
         from diffusers.optimization import get_scheduler
 
         self.module, self.config, self.path = module, config, folder / STATE_FILE
-        self.settings = asdict(config)
-        self.origin = origin
         self.accelerator = new_accelerator(config.precision, config.log, folder, device)
+        self.settings = {**asdict(config), "precision": self.accelerator.mixed_precision}
+        self.origin = origin
         module.train()
         module.to(self.accelerator.device)
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -158,13 +171,13 @@ class _Run:
         }
         if self.accelerator.scaler:
             self.stateful["scaler"] = self.accelerator.scaler
-        self.done, self.losses = 0, list[float]()
+        self.done, self.losses, self.stored_at = 0, list[float](), time.monotonic()
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers_in(folder)
 
-    def step(self, step: int, batch: Batch, loss: Loss) -> float:
-        """One optimiser step; its loss, the mean over the whole batch."""
+    def step(self, step: int, batch: Batch, loss: Loss, stop: Callable[[], bool] | None) -> tuple[float, bool]:
+        """One optimiser step; its loss, the mean over the whole batch, and whether any process was asked to stop."""
         from accelerate.utils import send_to_device
 
         accelerator, parts = self.accelerator, self.config.accumulate
@@ -177,7 +190,8 @@ class _Run:
                     value = loss(self.model, inputs) / parts
                 accelerator.backward(value)
             total += value.detach()
-        mean = float(accelerator.reduce(total, "mean"))
+        asked = torch.full_like(total, float(stop is not None and stop()))
+        mean, stopped = accelerator.reduce(torch.stack([total, asked]), "mean").tolist()
         if not math.isfinite(mean):
             raise NonFiniteLoss(
                 f"The loss is {mean} at iteration {step}. The checkpoint in {self.path.parent} is from before it; "
@@ -192,7 +206,15 @@ class _Run:
         self.losses.append(mean)
         if self.config.log != "none":
             accelerator.log({"loss": mean, "learning rate": self.schedule.get_last_lr()[0]}, step=self.done)
-        return mean
+        return mean, stopped > 0
+
+    def is_due(self, every: int) -> bool:
+        """Whether what is done every so many steps, and at the end, is due; where that is 0, at the end alone."""
+        return self.done == self.config.iterations or (every > 0 and self.done % every == 0)
+
+    def minutes_since_checkpoint(self) -> float:
+        """How long ago the last checkpoint was written, or the run was begun."""
+        return (time.monotonic() - self.stored_at) / 60
 
     def show(self, snapshot: Callable[[int], None]) -> None:
         """Call `snapshot` on the main process while the module holds the averaged weights."""
@@ -231,20 +253,34 @@ class _Run:
         with replacing(self.path.with_name(LOSS_FILE)) as temporary:
             lines = [f"{i + 1},{value!r}" for i, value in enumerate(self.losses)]
             temporary.write_text("\n".join(["iteration,loss", *lines, ""]), encoding="utf-8")
+        self.stored_at = time.monotonic()
 
     def restore(self) -> int:
         """Take up the checkpoint, if there is one; the steps it has behind it."""
-        if not self.path.exists():
+        # Mapped, so that the processes of a machine share one copy of it in memory.
+        content = torch.load(str(self.path), "cpu", weights_only=True, mmap=True) if self.path.exists() else {}
+        self._check_processes(content.get("step", 0))
+        if not content:
             return 0
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
         self._check(content)
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(content["trained"][name])
         for name, part in self.stateful.items():
             part.load_state_dict(content[name])
+        for state in self.optimizer.state.values():  # what it took as it was is a view of the file, which is replaced
+            state.update({name: value.clone() for name, value in state.items() if isinstance(value, Tensor)})
         self.done, self.losses = content["step"], content["losses"]
         return self.done
+
+    def _check_processes(self, step: int) -> None:
+        here = torch.tensor([step], device=self.accelerator.device)
+        steps = self.accelerator.gather(here).tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"The processes found checkpoints of different steps in {self.path.parent}: {steps}. "
+                "Give a folder that all machines share, or copy it to each of them."
+            )
 
     def _check(self, content: dict[str, Any]) -> None:
         if content.get("format") != _STATE_FORMAT:
@@ -252,7 +288,7 @@ class _Run:
                 f"The checkpoint {self.path} is of another version of this pack, whose moving average was another. "
                 f"Finish the run with that version, or remove {self.path.parent} and start again."
             )
-        free = {"checkpoint_every", "snapshot_every", "log", "accumulate"}
+        free = {"checkpoint_every", "checkpoint_minutes", "snapshot_every", "log", "accumulate"}
         if self.config.schedule == CONSTANT and self.config.iterations >= content["step"]:
             free.add("iterations")  # a constant rate does not ask how long the run will be
         # What an older version did not know yet was at its default.
@@ -272,10 +308,22 @@ class _Run:
         """Put the averaged weights into the module."""
         for weight, averaged in zip(self.weights, self.average.parameters(), strict=True):
             weight.copy_(averaged)
+        return LoopResult(self.done, self.losses, self.accelerator.is_main_process)
+
+    def close(self) -> None:
+        """Take accelerate's wrappers off the module, which computes in its own type from then on, and let go of
+        everything else, also where an exception still holds the frames of the run."""
+        from accelerate.utils.memory import clear_device_cache
+
         self.module.eval()
         if self.config.log != "none":
             self.accelerator.end_training()
-        return LoopResult(self.done, self.losses, self.accelerator.is_main_process)
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.module.__dict__.pop("forward", None)  # unwrapping leaves the class's own there, bound: a cycle
+        self.accelerator.free_memory()
+        for name in ("model", "optimizer", "schedule", "average", "stateful", "weights", "trained", "module"):
+            delattr(self, name)
+        clear_device_cache(garbage_collection=True)
 
 
 def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:

@@ -86,6 +86,7 @@ def train(
     device: str | None = None,
     progress: Callable[[int, float], None] | None = None,
     preview: Callable[[Image.Image], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> StageResult:
     """Train, and save the result at `out`: one file where it ends in .safetensors, a diffusers folder otherwise.
 
@@ -99,8 +100,10 @@ def train(
         device: "cpu" to stay off an accelerator.
         progress: called after each step with (steps done, its loss); may raise to cancel, which leaves a checkpoint.
         preview: called with each sheet of samples.
+        stop: asked after each step whether to stop, on every process; leaves a checkpoint.
 
     Raises:
+        KeyboardInterrupt: the run was stopped.
         ValueError: the configuration does not fit, there is no whole set, or there is a run or a result and no
             `resume`.
     """
@@ -122,7 +125,7 @@ def train(
             snapshot = SampleSheets(init, encoder, reader, unet, steps, config.seed, work / "samples", preview)
         origin = _origin(init, reader.info, config)
         result = fit(
-            unet, batch, _loss(init, config), config.loop, work, resume, progress, snapshot, origin, device
+            unet, batch, _loss(init, config), config.loop, work, resume, progress, snapshot, origin, device, stop
         )  # fmt: skip
     curve = draw_losses(result.losses, config.stage)
     if result.is_main:

@@ -1,14 +1,21 @@
 """The training loop, on a linear model."""
 
+import contextlib
+import gc
 import importlib.util
+import weakref
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from instaflow_core.flow.noise import indexed_generator
+from instaflow_core.training import loop
 from instaflow_core.training.accelerator import own_state
 from instaflow_core.training.batches import BatchPart
 from instaflow_core.training.loop import LoopConfig, NonFiniteLoss, fit
@@ -147,6 +154,159 @@ def test_one_process_can_train_in_one_precision_and_then_in_another(tmp_path):
     fit(linear(), batch, watched, replace(CONFIG, precision="bf16"), tmp_path / "bf16")
     fit(linear(), batch, watched, CONFIG, tmp_path / "fp32")
     assert computed == [torch.bfloat16] * 12 + [torch.float32] * 12
+
+
+def test_what_the_launcher_says_is_obeyed(tmp_path, monkeypatch):
+    """Its precision where none is given; its accumulation is not taken off the loss a second time."""
+    computed = list[torch.dtype]()
+
+    def watched(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        computed.append((x @ torch.ones(3, 1)).dtype)
+        return loss(module, x)
+
+    plain, launched = linear(), linear()
+    fit(plain, batch, watched, replace(CONFIG, precision="bf16"), tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    fit(launched, batch, watched, CONFIG, tmp_path / "launched")
+    assert computed == [torch.bfloat16] * 24
+    assert torch.equal(plain.weight, launched.weight)
+    fit(linear(), batch, watched, replace(CONFIG, precision="no"), tmp_path / "said")
+    assert computed[24:] == [torch.float32] * 12
+
+
+@pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
+def test_a_launch_that_shards_the_weights_is_refused_by_name(tmp_path, monkeypatch, variable, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
+    with pytest.raises(ValueError, match=f"launched with {name}, which shards the weights"):
+        fit(linear(), batch, loss, CONFIG, tmp_path)
+
+
+def test_half_precision_on_the_cpu_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="The CPU does not train in fp16"):
+        fit(linear(), batch, loss, replace(CONFIG, precision="fp16"), tmp_path, device="cpu")
+
+
+def test_a_run_in_half_precision_resumes_bit_for_bit_and_leaves_a_module_that_computes_in_float32(tmp_path):
+    config, whole, parts = replace(CONFIG, precision="bf16"), linear(), linear()
+    fit(whole, batch, loss, config, tmp_path / "whole")
+    fit(linear(), batch, loss, replace(config, iterations=5), tmp_path / "parts")
+    fit(parts, batch, loss, config, tmp_path / "parts", resume=True)
+    assert torch.equal(whole.weight, parts.weight)
+    assert set(vars(whole)) == set(vars(linear())) | {"_is_accelerate_prepared"}
+    x = batch(0, BatchPart())
+    with torch.no_grad():
+        assert torch.equal(whole(x), nn.functional.linear(x, whole.weight, whole.bias))
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_nothing_of_a_run_is_alive_after_it(tmp_path, monkeypatch, cancelled):
+    alive = list[weakref.ref[Any]]()
+    make = loop._optimizer
+
+    def watched(*arguments: Any) -> torch.optim.Optimizer:
+        alive.append(weakref.ref(made := make(*arguments)))
+        return made
+
+    def cancel(*_: Any) -> None:
+        if cancelled:
+            raise KeyboardInterrupt
+
+    class Batches:
+        def make(self, step: int, part: BatchPart) -> torch.Tensor:
+            return batch(step, part)
+
+    monkeypatch.setattr(loop, "_optimizer", watched)
+    monkeypatch.setattr(
+        loop, "AveragedModel", lambda *a, **k: alive.append(weakref.ref(m := AveragedModel(*a, **k))) or m
+    )
+
+    def train() -> None:
+        module, batches = linear(), Batches()
+        alive.extend(map(weakref.ref, (module, module.weight, batches)))
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(module, batches.make, loss, CONFIG, tmp_path, progress=cancel)
+
+    train()
+    assert len(alive) == 5
+    assert [ref() for ref in alive] == [None] * 5
+
+
+def test_a_checkpoint_is_written_after_so_many_minutes(tmp_path):
+    stored = []
+
+    def look(step: int, _: float) -> None:
+        stored.append((tmp_path / "state.pt").exists())
+
+    config = replace(CONFIG, checkpoint_every=0)
+    fit(linear(), batch, loss, config, tmp_path, progress=look)
+    assert stored == [False] * 12
+    (tmp_path / "state.pt").unlink()
+    stored.clear()
+    fit(linear(), batch, loss, replace(config, checkpoint_minutes=1e-9), tmp_path, progress=look)
+    assert stored == [False] + [True] * 11
+
+
+def test_a_run_killed_between_sheet_and_checkpoint_shows_the_sheet_again(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(step: int) -> None:
+        """At the checkpoint of step 5, which would follow its sheet."""
+        raise Killed
+
+    shown, config = list[int](), replace(CONFIG, snapshot_every=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "store", lambda run: kill(run.done))
+        with pytest.raises(Killed):
+            fit(linear(), batch, loss, config, tmp_path, snapshot=shown.append)
+    fit(linear(), batch, loss, config, tmp_path, resume=True, snapshot=shown.append)
+    assert shown == [5, 5, 10, 12]
+
+
+def test_a_sheet_that_fails_leaves_a_checkpoint(tmp_path):
+    def fail(step: int) -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        fit(linear(), batch, loss, replace(CONFIG, snapshot_every=4), tmp_path, snapshot=fail)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
+
+
+def test_asked_to_stop_a_run_ends_with_a_checkpoint_of_that_step(tmp_path):
+    steps = list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            linear(), batch, loss, CONFIG, tmp_path,
+            progress=lambda step, _: steps.append(step), stop=lambda: len(steps) == 6,
+        )  # fmt: skip
+    assert steps[-1] == torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 7
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_no_view_of_the_checkpoint_is_left_after_resuming(tmp_path):
+    """Where a mapped file cannot be replaced, the next checkpoint could not be written."""
+    fit(linear(), batch, loss, replace(CONFIG, iterations=6), tmp_path)
+    mapped = []
+
+    def look(*_: Any) -> None:
+        gc.collect()
+        mapped.append(str(tmp_path / "state.pt") in Path("/proc/self/maps").read_text())
+
+    fit(linear(), batch, loss, CONFIG, tmp_path, resume=True, progress=look)
+    assert mapped == [False] * 6
+
+
+def test_a_checkpoint_that_knows_fewer_settings_goes_on(tmp_path):
+    """An older version of this pack wrote it: what it did not know was as it is by default."""
+    fit(linear(), batch, loss, replace(CONFIG, iterations=6), tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["settings"]["grad_clip"]
+    torch.save(state, tmp_path / "state.pt")
+    assert fit(linear(), batch, loss, CONFIG, tmp_path, resume=True).step == 12
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="made with grad_clip 1.0, and this run has grad_clip 2.0"):
+        fit(linear(), batch, loss, replace(CONFIG, grad_clip=2.0), tmp_path, resume=True)
 
 
 def test_another_users_state_of_accelerate_is_as_it_was(tmp_path):
