@@ -14,15 +14,17 @@ from ..instaflow_core.flow.straightness import Straightness, flow_trajectory, st
 from ..instaflow_core.pictures.charts import draw_curve
 from ..instaflow_core.pictures.images import image_pictures, image_tensor
 from ..instaflow_core.pictures.labels import labelled_row
-from .host import sampling
+from .host import model_sampling, sampling
+from .host.progress import Progress
 from .host.schema import schema, seed_input
+from .host.velocity import with_velocity
 
 
 def measure_straightness(model: Any, positive: Any, noise: Tensor, steps: int) -> Straightness:
     """S of the flow from each of these noises (B, 4, H, W), one after the other, in `steps` Euler steps each."""
-    tell, times = sampling.progress(len(noise) * steps), time_grid(steps)
+    tell, times = Progress(len(noise) * steps).add, time_grid(steps)
     solve = partial(flow_trajectory, times=times, callback=lambda i, x: tell())
-    runs = [sampling.with_velocity(model, positive, x_0, solve) for x_0 in noise.split(1)]
+    runs = [with_velocity(model, positive, x_0, solve) for x_0 in noise.split(1)]
     return straightness([torch.cat(states) for states in zip(*runs, strict=True)], times)
 
 
@@ -75,7 +77,7 @@ class InstaFlowStraightness(io.ComfyNode):
     def execute(
         cls, model: Any, positive: Any, latent_image: dict[str, Any], seed: int = 0, samples: int = 4, steps: int = 25
     ) -> io.NodeOutput:
-        sampling.instaflow_sampling(model)
+        model_sampling.instaflow_sampling(model)
         sampling.check_latent(model, latent_image)
         empty = torch.zeros(samples, *latent_image["samples"].shape[1:])
         result = measure_straightness(model, positive, sampling.host_noise({"samples": empty}, seed), steps)
@@ -149,7 +151,7 @@ class InstaFlowCompare(io.ComfyNode):
         teacher_guidance: float = 5.0,
         teacher_sampler: str = "dpmpp_2m",
     ) -> io.NodeOutput:
-        sampling.instaflow_sampling(model)
+        model_sampling.instaflow_sampling(model)
         sampling.check_latent(model, latent_image)
         if teacher_sampler not in sampling.SAMPLERS:
             raise ValueError(f"There is no sampler {teacher_sampler!r}. Choose one of {', '.join(sampling.SAMPLERS)}.")
@@ -157,7 +159,7 @@ class InstaFlowCompare(io.ComfyNode):
         noise, both = sampling.host_noise(latent_image, seed), {"positive": positive, "negative": negative}
 
         def flow(steps: int) -> Tensor:
-            sigmas = sampling.uniform_sigmas(steps)
+            sigmas = model_sampling.uniform_sigmas(steps)
             return sampling.sample_euler(model, {"positive": positive}, 1.0, empty, noise, sigmas, seed)
 
         def diffusion(steps: int) -> Tensor:

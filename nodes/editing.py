@@ -10,8 +10,10 @@ from torch import Tensor
 from ..instaflow_core.flow.control import Control, control
 from ..instaflow_core.flow.inversion import ITERATIONS, Inversion, invert
 from ..instaflow_core.flow.solvers import VelocityField
-from .host import sampling
+from .host import model_sampling, sampling
+from .host.progress import Progress
 from .host.schema import schema
+from .host.velocity import with_velocity
 from .noise import FixedNoise
 
 _log = logging.getLogger(__name__)
@@ -92,12 +94,10 @@ class InstaFlowInvert(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, positive: Any, latent_image: dict[str, Any], steps: int = 1) -> io.NodeOutput:
-        sampling.instaflow_sampling(model)
+        model_sampling.instaflow_sampling(model)
         sampling.check_latent(model, latent_image)
-        x_1, tell = sampling.into_flow(model, latent_image["samples"]), sampling.progress(steps + ITERATIONS)
-        result = sampling.with_velocity(
-            model, positive, x_1, lambda velocity, x: invert(velocity, x, steps, progress=tell)
-        )
+        x_1, tell = sampling.into_flow(model, latent_image["samples"]), Progress(steps + ITERATIONS).add
+        result = with_velocity(model, positive, x_1, lambda velocity, x: invert(velocity, x, steps, progress=tell))
         noise, report = result.noise.cpu(), inversion_report(result)
         _log.info("InstaFlow Invert: %s", report)
         return io.NodeOutput(FixedNoise(noise, 0), {"samples": noise}, ui=ui.PreviewText(report))
@@ -167,17 +167,17 @@ class InstaFlowControl(io.ComfyNode):
         steps: int = 1,
         noise: Any | None = None,
     ) -> io.NodeOutput:
-        sampling.instaflow_sampling(model)
+        model_sampling.instaflow_sampling(model)
         sampling.check_latent(model, latent_image)
         start = sampling.host_noise(latent_image, 0) if noise is None else noise.generate_noise(latent_image)
-        goal, tell = sampling.into_flow(model, matching(target, latent_image)), sampling.progress(iterations)
+        goal, tell = sampling.into_flow(model, matching(target, latent_image)), Progress(iterations).add
         where = None if mask is None else latent_mask(mask, start.shape)
 
         def work(velocity: VelocityField, x_0: Tensor) -> Control:
             there = None if where is None else where.to(x_0)
             return control(velocity, x_0, goal.to(x_0), steps, iterations, learning_rate, there, tell)
 
-        result = sampling.with_velocity(model, positive, start, work)
+        result = with_velocity(model, positive, start, work)
         picture = sampling.with_samples(latent_image, sampling.out_of_flow(model, result.x_1))
         moved, report = FixedNoise(result.noise.cpu(), 0 if noise is None else noise.seed), control_report(result)
         _log.info("InstaFlow Control: %s", report)

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host import checkpoints, sampling, saving
+from .host import checkpoints, model_files, model_sampling, saving
 from .host.schema import schema
 
 _PREFIX = "checkpoints/InstaFlow"
@@ -42,7 +42,7 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=list(checkpoints.checkpoint_sources()),
+                    options=list(model_files.checkpoint_sources()),
                     tooltip="A built-in model, a single file of models/checkpoints, or a diffusers folder of "
                     "models/diffusers (one that holds unet/ or model_index.json).",
                 ),
@@ -60,7 +60,7 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
         folders = "the built-in models, models/checkpoints and models/diffusers"
-        source = checkpoints.resolve(checkpoint, checkpoints.checkpoint_sources(), folders)
+        source = model_files.resolve(checkpoint, model_files.checkpoint_sources(), folders)
         return io.NodeOutput(*checkpoints.load_all(source, _weight_dtype(weight_dtype)))
 
 
@@ -79,7 +79,7 @@ class InstaFlowLoadUNet(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "unet_name",
-                    options=list(checkpoints.unet_sources()),
+                    options=list(model_files.unet_sources()),
                     tooltip="A file of models/diffusion_models, or the unet/ of a folder in models/diffusers.",
                 ),
                 _weight_dtype_input(),
@@ -91,8 +91,8 @@ class InstaFlowLoadUNet(io.ComfyNode):
 
     @classmethod
     def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
-        source = checkpoints.resolve(
-            unet_name, checkpoints.unet_sources(), "models/diffusion_models and models/diffusers"
+        source = model_files.resolve(
+            unet_name, model_files.unet_sources(), "models/diffusion_models and models/diffusers"
         )
         return io.NodeOutput(checkpoints.load_model(source, _weight_dtype(weight_dtype)))
 
@@ -120,7 +120,7 @@ class InstaFlowModelSampling(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
-        return io.NodeOutput(sampling.as_instaflow(model))
+        return io.NodeOutput(model_sampling.as_instaflow(model))
 
 
 class InstaFlowSaveCheckpoint(io.ComfyNode):

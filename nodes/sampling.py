@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from .host import sampling
+from .host import model_sampling, sampling
 from .host.schema import schema, seed_input
 
 
@@ -25,7 +25,7 @@ def truncated_sigmas(steps: int, denoise: float) -> Tensor:
     if denoise <= 0:
         return torch.empty(0)
     total = steps if denoise >= 1 else int(steps / denoise)
-    return sampling.uniform_sigmas(total)[-(steps + 1) :]
+    return model_sampling.uniform_sigmas(total)[-(steps + 1) :]
 
 
 def conditions(stage: str, guidance: float, positive: Any, negative: Any | None) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _denoise_input(tooltip: str) -> Any:
 
 
 class InstaFlowSampler(io.ComfyNode):
-    """Euler steps of an InstaFlow, one by default."""
+    """Euler steps of an InstaFlow, one by default: `sampling.sample_euler` says which equation they are."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -125,7 +125,7 @@ class InstaFlowSampler(io.ComfyNode):
         negative: Any | None = None,
         noise: Any | None = None,
     ) -> io.NodeOutput:
-        stage = sampling.instaflow_sampling(model).stage
+        stage = model_sampling.instaflow_sampling(model).stage
         sampling.check_latent(model, latent_image)
         conditioning = conditions(stage, guidance, positive, negative)
         start = sampling.host_noise(latent_image, seed) if noise is None else noise.generate_noise(latent_image)
@@ -163,5 +163,5 @@ class InstaFlowScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, steps: int = 1, denoise: float = 1.0) -> io.NodeOutput:
-        sampling.instaflow_sampling(model)
+        model_sampling.instaflow_sampling(model)
         return io.NodeOutput(truncated_sigmas(steps, denoise))

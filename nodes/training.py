@@ -1,13 +1,20 @@
 """Nodes that make an InstaFlow: triplets from a teacher, reflow, distillation (the paper's three steps)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from .host import checkpoints, training
+from .host.progress import Progress
 from .host.schema import schema, seed_input
+
+if TYPE_CHECKING:
+    from ..instaflow_core.training.runs import StageConfig
+    from ..instaflow_core.triplets.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,31 @@ class TripletSet:
 
 
 Triplets = io.Custom("INSTAFLOW_TRIPLETS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInputs:
+    """The inputs that both trainings have, by their names in the schema."""
+
+    model: Any
+    triplets: TripletSet
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    ema: float
+    method: str
+    resume: bool
+    seed: int
+    name: str
+    vae: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationInputs(TrainingInputs):
+    """Those of distillation."""
+
+    loss: str
+
 
 _PROMPTS = "\n".join(
     [
@@ -104,7 +136,7 @@ class InstaFlowTriplets(io.ComfyNode):
         from ..instaflow_core.triplets.writing import SetConfig, SetWriter, describe_set, make_set
 
         folder = training.set_folder(name)
-        progress = training.Progress(count)
+        progress = Progress(count)
         teacher = training.as_checkpoint(model, clip, None)
         config = SetConfig(count, seed, steps, guidance, width, height, batch_size)
         with training.training_device() as device:
@@ -173,6 +205,8 @@ _TRAINING_OUTPUTS = [
 class InstaFlowReflow(io.ComfyNode):
     """Step 2: the teacher's trajectories, straightened."""
 
+    Inputs = TrainingInputs
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -187,26 +221,14 @@ class InstaFlowReflow(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        triplets: TripletSet,
-        iterations: int,
-        batch_size: int,
-        learning_rate: float,
-        ema: float,
-        method: str,
-        resume: bool,
-        seed: int,
-        name: str,
-        vae: Any = None,
-    ) -> io.NodeOutput:
-        numbers = (iterations, batch_size, learning_rate, ema)
-        return _train("reflow", model, triplets, *numbers, method, resume, seed, name, vae)
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return _trained("reflow", cls.Inputs(**inputs))
 
 
 class InstaFlowDistill(io.ComfyNode):
     """Step 3: the 2-rectified flow in one step."""
+
+    Inputs = DistillationInputs
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -230,63 +252,42 @@ class InstaFlowDistill(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        triplets: TripletSet,
-        loss: str,
-        iterations: int,
-        batch_size: int,
-        learning_rate: float,
-        ema: float,
-        method: str,
-        resume: bool,
-        seed: int,
-        name: str,
-        vae: Any = None,
-    ) -> io.NodeOutput:
-        numbers = (iterations, batch_size, learning_rate, ema)
-        return _train("distill", model, triplets, *numbers, method, resume, seed, name, vae, loss)
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        taken = cls.Inputs(**inputs)
+        return _trained("distill", taken, taken.loss)
 
 
-def _train(
-    stage: str,
-    model: Any,
-    triplets: TripletSet,
-    iterations: int,
-    batch_size: int,
-    learning_rate: float,
-    ema: float,
-    method: str,
-    resume: bool,
-    seed: int,
-    name: str,
-    vae: Any = None,
-    loss: str = "l2",
-) -> io.NodeOutput:
-    """What both trainings' nodes do with their inputs."""
+def _trained(stage: str, inputs: TrainingInputs, loss: str = "l2") -> io.NodeOutput:
+    """Train as the inputs say, and load the result from its file."""
     from ..instaflow_core.pictures.images import image_tensor
-    from ..instaflow_core.training.loop import LoopConfig
-    from ..instaflow_core.training.runs import StageConfig, equal_parts, train
+    from ..instaflow_core.training.runs import train
     from ..instaflow_core.triplets.storage import Storage
 
-    out, storage = training.result_path(name), Storage(triplets.folder)
-    progress = training.Progress(iterations)
-    init = training.as_checkpoint(model, triplets.clip, vae)
-    every = max(1, iterations // 20)
+    out, storage = training.result_path(inputs.name), Storage(inputs.triplets.folder)
+    progress = Progress(inputs.iterations)
+    init = training.as_checkpoint(inputs.model, inputs.triplets.clip, inputs.vae)
     with training.training_device() as device:
-        loop = LoopConfig(
-            iterations=iterations,
-            learning_rate=learning_rate,
-            warmup=min(1000, iterations // 10),
-            ema=ema,
-            precision=training.precision(),
-            accumulate=equal_parts(batch_size, storage),
-            checkpoint_every=every,
-            snapshot_every=every,
-        )
-        config = StageConfig(
-            stage, loop, batch_size, seed, method, loss=loss, checkpointing=device != "cpu"
-        )  # fmt: skip
-        trained = train(init, storage, config, out, resume, device, progress.at, progress.show)
+        config = _config(stage, inputs, loss, storage, device)
+        trained = train(init, storage, config, out, inputs.resume, device, progress.at, progress.show)
     return io.NodeOutput(checkpoints.load_model(str(out), "default"), image_tensor([trained.curve]))
+
+
+def _config(stage: str, inputs: TrainingInputs, loss: str, storage: Storage, device: str) -> StageConfig:
+    """The training that the inputs ask for, as the core takes it."""
+    from ..instaflow_core.training.loop import LoopConfig
+    from ..instaflow_core.training.runs import StageConfig, equal_parts
+
+    every = max(1, inputs.iterations // 20)
+    loop = LoopConfig(
+        iterations=inputs.iterations,
+        learning_rate=inputs.learning_rate,
+        warmup=min(1000, inputs.iterations // 10),
+        ema=inputs.ema,
+        precision=training.precision(),
+        accumulate=equal_parts(inputs.batch_size, storage),
+        checkpoint_every=every,
+        snapshot_every=every,
+    )
+    return StageConfig(
+        stage, loop, inputs.batch_size, inputs.seed, inputs.method, loss=loss, checkpointing=device != "cpu"
+    )

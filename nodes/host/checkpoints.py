@@ -1,9 +1,8 @@
-"""Checkpoints as the host's own MODEL, CLIP and VAE, and where the host keeps them."""
+"""Checkpoints as the host's own MODEL, CLIP and VAE."""
 
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,9 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from . import sampling
+from .compatibility import call_supported
 from .configs import check_config, unet_config, vae_config
+from .model_sampling import InstaFlowSampling
 
 if TYPE_CHECKING:
     from ...instaflow_core.weights.checkpoint import Checkpoint
@@ -64,17 +64,17 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
         weight_dtype=comfy.utils.weight_dtype(weights),
     )
     manual_cast = comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
-    _call(config.set_inference_dtype, dtype, manual_cast, device=load_device)
+    call_supported(config.set_inference_dtype, dtype, manual_cast, device=load_device)
     flows = checkpoint.prediction == "velocity"
     config.model_kind = comfy.model_base.ModelType.FLOW if flows else comfy.model_base.ModelType.EPS
 
     model = config.get_model(weights, "").to(offload_device)
     if flows:
-        model.model_sampling = sampling.InstaFlowSampling(checkpoint.stage)
+        model.model_sampling = InstaFlowSampling(checkpoint.stage)
     _check_keys("UNet", weights, model.diffusion_model)
     patcher = _patcher_class(disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
     assign = patcher.is_dynamic() if hasattr(patcher, "is_dynamic") else False
-    _call(model.load_model_weights, weights, "", assign=assign)
+    call_supported(model.load_model_weights, weights, "", assign=assign)
     patcher.set_attachments(METADATA, described_part(checkpoint, "unet"))
     return patcher
 
@@ -231,59 +231,3 @@ def _reloadable(patcher: Any, loader: Callable[..., Any], source: str, weight_dt
     """Tell the host how to load this patcher's weights once more; LoRA training, hooks and compiling need it."""
     patcher.cached_patcher_init = (loader, (source, weight_dtype))
     return patcher
-
-
-def _call(function: Callable[..., Any], *args: Any, **newer: Any) -> Any:
-    """Call a host function, leaving out the keywords that only newer hosts take."""
-    known = inspect.signature(function).parameters
-    return function(*args, **{name: value for name, value in newer.items() if name in known})
-
-
-# --- Where checkpoints lie -------------------------------------------------------------------------------------------
-
-
-def checkpoint_sources() -> dict[str, str]:
-    """Choices of InstaFlowLoadCheckpoint and what each stands for: built-in names, files, diffusers folders."""
-    from ...instaflow_core.weights.checkpoint import BUILT_IN
-
-    sources = {name: name for name in BUILT_IN}
-    for name in folder_paths.get_filename_list("checkpoints"):
-        sources.setdefault(name, folder_paths.get_full_path_or_raise("checkpoints", name))
-    for name, path in _diffusers_folders().items():
-        sources.setdefault(name, path)
-    return sources
-
-
-def unet_sources() -> dict[str, str]:
-    """Choices of InstaFlowLoadUNet: files of models/diffusion_models, and the UNets of models/diffusers."""
-    names = folder_paths.get_filename_list("diffusion_models")
-    sources = {name: folder_paths.get_full_path_or_raise("diffusion_models", name) for name in names}
-    for name, path in _diffusers_folders().items():
-        if os.path.isdir(os.path.join(path, "unet")):
-            sources.setdefault(f"{name}/unet", os.path.join(path, "unet"))
-    return sources
-
-
-def resolve(name: str, sources: dict[str, str], folders: str) -> str:
-    """What a chosen name stands for. Hosts up to 0.3.75 do not check a choice, and prompts come over the network.
-
-    Raises:
-        ValueError: no such choice.
-    """
-    if name not in sources:
-        raise ValueError(
-            f"There is no checkpoint {name!r}. It was looked for in {folders}. "
-            "Put it there, refresh the page (R) and choose it again."
-        )
-    return sources[name]
-
-
-def _diffusers_folders() -> dict[str, str]:
-    """Diffusers folders under models/diffusers, by their path there: those with a unet/ or a model_index.json."""
-    found: dict[str, str] = {}
-    for root in folder_paths.get_folder_paths("diffusers"):
-        for path, folders, files in os.walk(root, followlinks=True):
-            if path != root and ("unet" in folders or "model_index.json" in files):
-                found.setdefault(os.path.relpath(path, root).replace(os.sep, "/"), path)
-                folders.clear()  # what lies inside belongs to it
-    return found

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...instaflow_core.flow.perflow import window_levels, window_velocity
-from . import sampling
+from .model_sampling import FlowSampling, check_sd15
 
 
-class PeRFlowSampling(sampling.FlowSampling):
+class PeRFlowSampling(FlowSampling):
     """Noise levels from 1 to 0, the UNet asked at 1000 times the level for its noise, and the window's velocity made of
     it.
 
@@ -48,7 +48,7 @@ def as_perflow(model: Any, steps: int, windows: int, prediction: str) -> tuple[A
     """
     from ...instaflow_core.flow.diffusion import noise_schedule
 
-    sampling.check_sd15(model)
+    check_sd15(model)
     levels = window_levels(steps, windows)
     patched = model.clone()
     perflow = PeRFlowSampling(windows, prediction, noise_schedule().alphas_cumprod.float())

@@ -12,8 +12,8 @@ import folder_paths
 import torch
 from comfy.cli_args import args
 
-from . import sampling
 from .checkpoints import METADATA
+from .model_sampling import InstaFlowSampling, check_sd15
 
 _UNET = "diffusion_model."
 
@@ -72,7 +72,7 @@ def write_checkpoint(path: Path, model: Any, clip: Any, vae: Any, more: dict[str
     from ...instaflow_core.weights.deltas import combined_licence
     from ...instaflow_core.weights.reading import read_source
 
-    sampling.check_sd15(model)
+    check_sd15(model)
     _check_parts(model, clip, vae)
     described = _described_model(model)
     beside = [_metadata(part.patcher) for part in (clip, vae) if part is not None]
@@ -109,7 +109,7 @@ def _described_model(model: Any) -> dict[str, str]:
 
 def _prediction(model: Any) -> str:
     kind = model.get_model_object("model_sampling")
-    if isinstance(kind, sampling.InstaFlowSampling):
+    if isinstance(kind, InstaFlowSampling):
         return "velocity"
     # The host's other predictions are subclasses of this one with a calculation of their own.
     if getattr(type(kind), "calculate_denoised", None) is comfy.model_sampling.EPS.calculate_denoised:

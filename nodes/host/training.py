@@ -1,4 +1,4 @@
-"""Training inside the host: its models out of the way, its progress bar with samples, its Cancel, its folders."""
+"""Training inside the host: its models out of the way, its models as checkpoints of the core, its folders."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
-import comfy.utils
 import folder_paths
 import torch
-from PIL import Image
 
 from . import saving
 
 if TYPE_CHECKING:
     from ...instaflow_core.weights.checkpoint import Checkpoint
-
-_PREVIEW_SIDE = 512
 
 
 @contextmanager
@@ -82,28 +78,3 @@ def _inside(folder: str, name: str) -> Path:
             f"The name is {name!r}. Give a plain name of letters, digits, spaces, - and _, with / for subfolders."
         )
     return Path(folder_paths.get_output_directory()) / folder / name
-
-
-class Progress:
-    """The host's progress bar with a picture beside it; raises the host's own exception when Cancel was pressed."""
-
-    def __init__(self, total: int) -> None:
-        self.bar = comfy.utils.ProgressBar(total)
-        self.total, self.done = total, 0
-        self.picture: Image.Image | None = None
-
-    def at(self, done: int, *_: Any) -> None:
-        """So many parts are done."""
-        self.done = done
-        preview = ("JPEG", self.picture, _PREVIEW_SIDE) if self.picture else None
-        self.picture = None
-        self.bar.update_absolute(done, self.total, preview)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    def add(self, count: int) -> None:
-        """So many more parts are done."""
-        self.at(self.done + count)
-
-    def show(self, picture: Image.Image) -> None:
-        """Send this picture with the next step."""
-        self.picture = picture

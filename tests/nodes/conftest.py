@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 from devhost import PACK_NAME, DevHost
 from host_process import load_pack, open_host
+from small_models import install
+
+Loaded = tuple[Any, Any, Any]
+"""MODEL, CLIP and VAE of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,38 @@ def host(dev_host: DevHost, tmp_path_factory: pytest.TempPathFactory) -> OpenHos
 def pack(host: OpenHost) -> ModuleType:
     """The pack's root package as the host has imported it: `pack.nodes`, `pack.instaflow_core` are its parts."""
     return sys.modules[str(host.pack_path).replace(".", "_x_")]
+
+
+@pytest.fixture(scope="session")
+def models(host: OpenHost) -> Path:
+    """The host's models folder, with the small random checkpoints of `small_models.install` in it."""
+    install(host.base / "models")
+    return host.base / "models"
+
+
+def load(host: OpenHost, checkpoint: str) -> Loaded:
+    return host.run("InstaFlowLoadCheckpoint", checkpoint=checkpoint, weight_dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def one_step(host: OpenHost, models: Path) -> Loaded:
+    """A random one-step InstaFlow, everything in fp32. Those who change it work on a clone."""
+    return load(host, "one-step.safetensors")
+
+
+@pytest.fixture(scope="session")
+def two_rf(host: OpenHost, models: Path) -> Loaded:
+    """A random 2-rectified flow with an AutoencoderKL."""
+    return load(host, "two-rf.safetensors")
+
+
+@pytest.fixture(scope="session")
+def teacher(host: OpenHost, models: Path) -> Loaded:
+    """A random diffusion model, which predicts noise."""
+    return load(host, "teacher.safetensors")
+
+
+@pytest.fixture(scope="session")
+def shapes(host: OpenHost) -> Loaded:
+    """The built-in one-step model, which has learned something."""
+    return load(host, "built-in: shapes")

@@ -7,30 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import install
 
 PROMPT = "a red circle on a blue background"
 
 
 @pytest.fixture(scope="module")
-def models(host: Any) -> None:
-    install(host.base / "models")
-
-
-@pytest.fixture(scope="module")
-def flow(host: Any, models: None) -> tuple[Any, Any, Any]:
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="one-step.safetensors", weight_dtype="fp32")
-
-
-@pytest.fixture(scope="module")
-def teacher(host: Any, models: None) -> tuple[Any, Any, Any]:
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="teacher.safetensors", weight_dtype="fp32")
-
-
-@pytest.fixture(scope="module")
-def texts(host: Any, flow: Any) -> tuple[Any, Any]:
+def texts(host: Any, one_step: Any) -> tuple[Any, Any]:
     """The prompt and an empty negative."""
-    return tuple(host.run("CLIPTextEncode", clip=flow[1], text=text)[0] for text in (PROMPT, ""))
+    return tuple(host.run("CLIPTextEncode", clip=one_step[1], text=text)[0] for text in (PROMPT, ""))
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +22,25 @@ def empty(host: Any) -> dict[str, Any]:
     return host.run("EmptyLatentImage", width=64, height=72, batch_size=1)[0]
 
 
-def measured(host: Any, flow: Any, texts: Any, empty: Any, **inputs: Any) -> tuple[float, torch.Tensor]:
+def measured(host: Any, one_step: Any, texts: Any, empty: Any, **inputs: Any) -> tuple[float, torch.Tensor]:
     inputs = {"seed": 4, "samples": 2, "steps": 3} | inputs
-    return host.run("InstaFlowStraightness", model=flow[0], positive=texts[0], latent_image=empty, **inputs)
+    return host.run("InstaFlowStraightness", model=one_step[0], positive=texts[0], latent_image=empty, **inputs)
 
 
 # --- InstaFlowStraightness ---
 
 
-def test_straightness_is_that_of_the_hosts_own_steps(host: Any, pack: Any, flow: Any, texts: Any, empty: Any) -> None:
+def test_straightness_is_that_of_the_hosts_own_steps(
+    host: Any, pack: Any, one_step: Any, texts: Any, empty: Any
+) -> None:
     """The same S from the states of the stock Euler sampler, caught on their way."""
     noise = pack.nodes.host.sampling.host_noise({"samples": torch.zeros(2, 4, 9, 8)}, 4)
-    (sigmas,) = host.run("InstaFlowScheduler", model=flow[0], steps=3, denoise=1.0)
+    (sigmas,) = host.run("InstaFlowScheduler", model=one_step[0], steps=3, denoise=1.0)
     deviations = []
     for x_0 in noise.split(1):
         states = [x_0]
         for i in range(3):
-            (here,) = host.run("BasicGuider", model=flow[0], conditioning=texts[0])
+            (here,) = host.run("BasicGuider", model=one_step[0], conditioning=texts[0])
             (sampler,) = host.run("KSamplerSelect", sampler_name="euler")
             fixed = pack.nodes.noise.FixedNoise(x_0, 0)
             out, _ = host.run(
@@ -70,17 +56,17 @@ def test_straightness_is_that_of_the_hosts_own_steps(host: Any, pack: Any, flow:
             states.append(out["samples"] * 0.18215 * scale)
         whole = states[-1] - states[0]
         deviations += [(whole - 3 * (b - a)).square().mean() for a, b in pairwise(states)]
-    value, curve = measured(host, flow, texts, empty)
+    value, curve = measured(host, one_step, texts, empty)
     assert value == pytest.approx(float(torch.stack(deviations).mean()), rel=1e-3)
     assert curve.shape == (1, 512, 768, 3)
     assert 0 <= curve.min() < curve.max() <= 1
 
 
-def test_straightness_depends_on_the_seed_alone(host: Any, flow: Any, texts: Any, empty: Any) -> None:
-    value, _ = measured(host, flow, texts, empty)
+def test_straightness_depends_on_the_seed_alone(host: Any, one_step: Any, texts: Any, empty: Any) -> None:
+    value, _ = measured(host, one_step, texts, empty)
     assert isinstance(value, float)
-    assert measured(host, flow, texts, empty)[0] == value
-    assert measured(host, flow, texts, empty, seed=5)[0] != value
+    assert measured(host, one_step, texts, empty)[0] == value
+    assert measured(host, one_step, texts, empty, seed=5)[0] != value
 
 
 def test_a_diffusion_model_has_no_straightness(host: Any, teacher: Any, texts: Any, empty: Any) -> None:
@@ -88,40 +74,42 @@ def test_a_diffusion_model_has_no_straightness(host: Any, teacher: Any, texts: A
         measured(host, teacher, texts, empty)
 
 
-def test_straightness_can_be_interrupted(host: Any, flow: Any, texts: Any, empty: Any) -> None:
+def test_straightness_can_be_interrupted(host: Any, one_step: Any, texts: Any, empty: Any) -> None:
     import comfy.model_management as management
 
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):
-        measured(host, flow, texts, empty)
-    assert measured(host, flow, texts, empty)[0] > 0
+        measured(host, one_step, texts, empty)
+    assert measured(host, one_step, texts, empty)[0] > 0
 
 
 # --- InstaFlowCompare ---
 
 
-def compare(host: Any, flow: Any, teacher: Any, texts: Any, latent: Any, **inputs: Any) -> tuple[torch.Tensor, float]:
+def compare(
+    host: Any, one_step: Any, teacher: Any, texts: Any, latent: Any, **inputs: Any
+) -> tuple[torch.Tensor, float]:
     inputs = {"seed": 4, "teacher_steps": 6, "teacher_guidance": 5.0, "teacher_sampler": "dpmpp_2m"} | inputs
     return host.run(
         "InstaFlowCompare",
-        model=flow[0],
+        model=one_step[0],
         teacher=teacher[0],
         positive=texts[0],
         negative=texts[1],
         latent_image=latent,
-        vae=flow[2],
+        vae=one_step[2],
         **inputs,
     )
 
 
-def test_comparison_shows_both_pictures(host: Any, flow: Any, teacher: Any, texts: Any, empty: Any) -> None:
+def test_comparison_shows_both_pictures(host: Any, one_step: Any, teacher: Any, texts: Any, empty: Any) -> None:
     """Left what InstaFlow Sampler makes of the seed, right what KSampler makes of it, six times enlarged."""
-    images, speed_up = compare(host, flow, teacher, texts, empty)
+    images, speed_up = compare(host, one_step, teacher, texts, empty)
     assert images.shape[0] == 1
     assert speed_up > 1
     (ours,) = host.run(
         "InstaFlowSampler",
-        model=flow[0],
+        model=one_step[0],
         positive=texts[0],
         latent_image=empty,
         seed=4,
@@ -143,21 +131,21 @@ def test_comparison_shows_both_pictures(host: Any, flow: Any, teacher: Any, text
         denoise=1.0,
     )
     for number, latent in enumerate((ours, theirs)):
-        (picture,) = host.run("VAEDecode", samples=latent, vae=flow[2])
+        (picture,) = host.run("VAEDecode", samples=latent, vae=one_step[2])
         left = 12 + number * (384 + 12)
         shown = images[0, 12 + 3 : 12 + 432 : 6, left + 3 : left + 384 : 6]
         assert torch.allclose(shown, picture[0], atol=1 / 255)
 
 
-def test_one_row_for_each_latent(host: Any, flow: Any, teacher: Any, texts: Any) -> None:
+def test_one_row_for_each_latent(host: Any, one_step: Any, teacher: Any, texts: Any) -> None:
     (latent,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=2)
-    images, _ = compare(host, flow, teacher, texts, latent, teacher_steps=2)
+    images, _ = compare(host, one_step, teacher, texts, latent, teacher_steps=2)
     assert images.shape[0] == 2
     assert not torch.equal(images[0], images[1])
 
 
-def test_comparison_refuses_what_it_cannot_do(host: Any, flow: Any, teacher: Any, texts: Any, empty: Any) -> None:
+def test_comparison_refuses_what_it_cannot_do(host: Any, one_step: Any, teacher: Any, texts: Any, empty: Any) -> None:
     with pytest.raises(ValueError, match="not an InstaFlow"):
-        compare(host, teacher, flow, texts, empty)
+        compare(host, teacher, one_step, texts, empty)
     with pytest.raises(ValueError, match=r"no sampler 'magic'. Choose one of euler"):
-        compare(host, flow, teacher, texts, empty, teacher_sampler="magic")
+        compare(host, one_step, teacher, texts, empty, teacher_sampler="magic")

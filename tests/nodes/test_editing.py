@@ -12,29 +12,24 @@ PROMPT = "a large red circle in the center on a white background"
 
 
 @pytest.fixture(scope="module")
-def flow(host: Any) -> tuple[Any, Any, Any]:
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="built-in: shapes", weight_dtype="fp32")
+def positive(host: Any, shapes: Any) -> Any:
+    return host.run("CLIPTextEncode", clip=shapes[1], text=PROMPT)[0]
 
 
-@pytest.fixture(scope="module")
-def positive(host: Any, flow: Any) -> Any:
-    return host.run("CLIPTextEncode", clip=flow[1], text=PROMPT)[0]
-
-
-def sample(host: Any, flow: Any, positive: Any, latent: Any, **inputs: Any) -> dict[str, Tensor]:
+def sample(host: Any, shapes: Any, positive: Any, latent: Any, **inputs: Any) -> dict[str, Tensor]:
     inputs = {"seed": 7, "steps": 1, "guidance": 1.0, "denoise": 1.0} | inputs
-    return host.run("InstaFlowSampler", model=flow[0], positive=positive, latent_image=latent, **inputs)[0]
+    return host.run("InstaFlowSampler", model=shapes[0], positive=positive, latent_image=latent, **inputs)[0]
 
 
 @pytest.fixture(scope="module")
-def made(host: Any, flow: Any, positive: Any) -> dict[str, Tensor]:
+def made(host: Any, shapes: Any, positive: Any) -> dict[str, Tensor]:
     """A picture of the model's own, as a LATENT."""
     (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
-    return sample(host, flow, positive, empty)
+    return sample(host, shapes, positive, empty)
 
 
-def decoded(host: Any, flow: Any, latent: Any) -> Tensor:
-    return host.run("VAEDecode", samples=latent, vae=flow[2])[0]
+def decoded(host: Any, shapes: Any, latent: Any) -> Tensor:
+    return host.run("VAEDecode", samples=latent, vae=shapes[2])[0]
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -45,44 +40,44 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def inverted(host: Any, flow: Any, positive: Any, made: Any) -> tuple[Any, Any]:
-    return host.run("InstaFlowInvert", model=flow[0], positive=positive, latent_image=made, steps=1)
+def inverted(host: Any, shapes: Any, positive: Any, made: Any) -> tuple[Any, Any]:
+    return host.run("InstaFlowInvert", model=shapes[0], positive=positive, latent_image=made, steps=1)
 
 
-def test_the_noise_gives_the_picture_back(host: Any, flow: Any, positive: Any, made: Any, inverted: Any) -> None:
+def test_the_noise_gives_the_picture_back(host: Any, shapes: Any, positive: Any, made: Any, inverted: Any) -> None:
     noise, latent = inverted
-    again = sample(host, flow, positive, latent, noise=noise)
-    assert psnr(decoded(host, flow, again), decoded(host, flow, made)) > 30
+    again = sample(host, shapes, positive, latent, noise=noise)
+    assert psnr(decoded(host, shapes, again), decoded(host, shapes, made)) > 30
     assert torch.equal(noise.generate_noise(made), latent["samples"])
     assert abs(float(latent["samples"].square().mean()) - 1) < 0.4
     custom = host.run(
         "SamplerCustomAdvanced",
         noise=noise,
-        guider=host.run("BasicGuider", model=flow[0], conditioning=positive)[0],
+        guider=host.run("BasicGuider", model=shapes[0], conditioning=positive)[0],
         sampler=host.run("KSamplerSelect", sampler_name="euler")[0],
-        sigmas=host.run("InstaFlowScheduler", model=flow[0], steps=1, denoise=1.0)[0],
+        sigmas=host.run("InstaFlowScheduler", model=shapes[0], steps=1, denoise=1.0)[0],
         latent_image=made,
     )[0]
     assert torch.equal(custom["samples"], again["samples"])
 
 
-def test_the_error_is_reported(host: Any, flow: Any, positive: Any, made: Any) -> None:
+def test_the_error_is_reported(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     kind = host.node("InstaFlowInvert")
     with torch.inference_mode():
-        output = kind.EXECUTE_NORMALIZED(model=flow[0], positive=positive, latent_image=made, steps=2)
+        output = kind.EXECUTE_NORMALIZED(model=shapes[0], positive=positive, latent_image=made, steps=2)
     (text,) = output.ui.as_dict()["text"]
     assert text.startswith("Picture 1: error 0.0")
     assert "naively: " in text
 
 
-def test_the_model_is_as_it_was(host: Any, flow: Any, positive: Any, made: Any, inverted: Any) -> None:
+def test_the_model_is_as_it_was(host: Any, shapes: Any, positive: Any, made: Any, inverted: Any) -> None:
     (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
-    assert torch.equal(sample(host, flow, positive, empty)["samples"], made["samples"])
+    assert torch.equal(sample(host, shapes, positive, empty)["samples"], made["samples"])
 
 
-def test_inversion_goes_through_the_models_patches(host: Any, pack: Any, flow: Any, positive: Any, made: Any) -> None:
+def test_inversion_goes_through_the_models_patches(host: Any, pack: Any, shapes: Any, positive: Any, made: Any) -> None:
     """A patch on the output is in the velocity, and its gradient too."""
-    patched = flow[0].clone()
+    patched = shapes[0].clone()
     patched.set_model_sampler_post_cfg_function(lambda args: 0.5 * args["denoised"])
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     linearize = pack.instaflow_core.flow.gradients.linearize
@@ -92,70 +87,72 @@ def test_inversion_goes_through_the_models_patches(host: Any, pack: Any, flow: A
         return value, pull_back(torch.ones_like(value))
 
     with torch.inference_mode():
-        plain, changed = (pack.nodes.host.sampling.with_velocity(m, positive, x, work) for m in (flow[0], patched))
+        plain, changed = (pack.nodes.host.velocity.with_velocity(m, positive, x, work) for m in (shapes[0], patched))
     # v = (d - x) / (1 - t), so halving d makes v' = (v - x / (1 - t)) / 2, and the same with the gradient.
     assert torch.allclose(changed[0], (plain[0] - 2 * x) / 2, atol=1e-4)
     assert torch.allclose(changed[1], (plain[1] - 2) / 2, atol=1e-4)
     assert plain[1].abs().max() > 1e-3
 
 
-def test_interrupting_leaves_the_host_usable(host: Any, flow: Any, positive: Any, made: Any) -> None:
+def test_interrupting_leaves_the_host_usable(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     import comfy.model_management as management
 
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):
-        host.run("InstaFlowInvert", model=flow[0], positive=positive, latent_image=made, steps=1)
-    assert sample(host, flow, positive, made)["samples"].isfinite().all()
+        host.run("InstaFlowInvert", model=shapes[0], positive=positive, latent_image=made, steps=1)
+    assert sample(host, shapes, positive, made)["samples"].isfinite().all()
 
 
-def test_a_latent_of_another_model(host: Any, flow: Any, positive: Any) -> None:
+def test_a_latent_of_another_model(host: Any, shapes: Any, positive: Any) -> None:
     wrong = {"samples": torch.zeros(1, 16, 8, 8)}
     with pytest.raises(ValueError, match=r"takes \(batch, 4"):
-        host.run("InstaFlowInvert", model=flow[0], positive=positive, latent_image=wrong, steps=1)
+        host.run("InstaFlowInvert", model=shapes[0], positive=positive, latent_image=wrong, steps=1)
 
 
 # --- InstaFlowControl ---
 
 
-def controlled(host: Any, flow: Any, positive: Any, latent: Any, target: Any, **inputs: Any) -> tuple[Any, Any]:
+def controlled(host: Any, shapes: Any, positive: Any, latent: Any, target: Any, **inputs: Any) -> tuple[Any, Any]:
     inputs = {"iterations": 8, "learning_rate": 0.1, "steps": 1} | inputs
-    return host.run("InstaFlowControl", model=flow[0], positive=positive, latent_image=latent, target=target, **inputs)
+    return host.run(
+        "InstaFlowControl", model=shapes[0], positive=positive, latent_image=latent, target=target, **inputs
+    )
 
 
-def test_control_comes_nearer_and_its_noise_repeats_it(host: Any, flow: Any, positive: Any, made: Any) -> None:
+def test_control_comes_nearer_and_its_noise_repeats_it(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
-    latent, noise = controlled(host, flow, positive, empty, made)
-    plain = sample(host, flow, positive, empty, seed=0)
+    latent, noise = controlled(host, shapes, positive, empty, made)
+    plain = sample(host, shapes, positive, empty, seed=0)
 
     def distance(other: Any) -> float:
         return float((other["samples"] - made["samples"]).square().mean())
 
     assert distance(latent) < distance(plain) / 2
-    assert torch.allclose(sample(host, flow, positive, empty, noise=noise)["samples"], latent["samples"], atol=1e-3)
+    assert torch.allclose(sample(host, shapes, positive, empty, noise=noise)["samples"], latent["samples"], atol=1e-3)
 
 
-def test_control_inside_a_mask(host: Any, flow: Any, positive: Any, made: Any) -> None:
+def test_control_inside_a_mask(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     """Two pictures, one target, the left half of them."""
     (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=2)
     (start,) = host.run("InstaFlowSeedNoise", seed=3, draw="comfyui")
     mask = torch.zeros(1, 64, 64)
     mask[..., :32] = 1
-    latent, noise = controlled(host, flow, positive, empty, made, mask=mask, noise=start)
-    plain = sample(host, flow, positive, empty, noise=start)
+    latent, noise = controlled(host, shapes, positive, empty, made, mask=mask, noise=start)
+    plain = sample(host, shapes, positive, empty, noise=start)
     left = [(x["samples"] - made["samples"])[..., :4].square().mean((1, 2, 3)) for x in (latent, plain)]
     assert (left[0] < left[1]).all()
     assert latent["samples"].shape == (2, 4, 8, 8)
     assert noise.seed == 3
 
 
-def test_control_can_be_interrupted(host: Any, flow: Any, positive: Any, made: Any) -> None:
+def test_control_can_be_interrupted(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     import comfy.model_management as management
 
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):
-        controlled(host, flow, positive, made, made)
+        controlled(host, shapes, positive, made, made)
 
 
-def test_a_target_of_another_size(host: Any, flow: Any, positive: Any, made: Any) -> None:
+def test_a_target_of_another_size(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     with pytest.raises(ValueError, match=r"target has the shape \(1, 4, 8, 8\), and latent_image \(1, 4, 8, 9\)"):
-        controlled(host, flow, positive, {"samples": torch.zeros(1, 4, 8, 9)}, made)
+        controlled(host, shapes, positive, {"samples": torch.zeros(1, 4, 8, 9)}, made)

@@ -5,12 +5,13 @@ The expected latents come from the paper's equations on diffusers' UNet, written
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from samplers import WAYS
-from small_models import install, small_checkpoint
+from small_models import small_checkpoint
 from torch import Tensor
 
 from instaflow_core.weights.modules import build_unet
@@ -20,16 +21,6 @@ VAE_SCALE = 0.18215
 TOLERANCE = 1e-5  # of latents as the UNet takes them, whose deviation is about 1
 
 every_way = pytest.mark.parametrize("sample", WAYS, ids=lambda way: way.__name__)
-
-
-@pytest.fixture(scope="module")
-def models(host: Any) -> None:
-    install(host.base / "models")
-
-
-@pytest.fixture(scope="module")
-def two_rf(host: Any, models: None) -> tuple[Any, Any, Any]:
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="two-rf.safetensors", weight_dtype="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +128,7 @@ def test_inpainting(host: Any, two_rf: Any, unet: Any, sample: Any, denoise: flo
 
 @every_way
 @pytest.mark.parametrize("checkpoint", ["one-step.safetensors", "two-rf.safetensors"])  # AutoencoderTiny, AutoencoderKL
-def test_vae_encode_for_inpaint(host: Any, models: None, sample: Any, checkpoint: str) -> None:
+def test_vae_encode_for_inpaint(host: Any, models: Path, sample: Any, checkpoint: str) -> None:
     model, clip, vae = host.run("InstaFlowLoadCheckpoint", checkpoint=checkpoint, weight_dtype="fp32")
     image = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(3))
     mask = torch.zeros(1, 64, 96)

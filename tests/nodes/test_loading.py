@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import install, save_unet, small_checkpoint
+from small_models import save_unet, small_checkpoint
 from torch import Tensor
 
 from instaflow_core.text import encode_prompts
@@ -16,6 +16,8 @@ from instaflow_core.weights.modules import build_text_encoder, build_unet, build
 from instaflow_core.weights.saving import save
 
 PROMPT = "a red circle on a blue background"
+pytestmark = pytest.mark.usefixtures("models")
+
 DTYPES = {
     "fp32": torch.float32,
     "fp16": torch.float16,
@@ -23,11 +25,6 @@ DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def models(host: Any) -> None:
-    install(host.base / "models")
 
 
 def load_all(host: Any, name: str, weight_dtype: str = "fp32") -> tuple[Any, Any, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_models import install, small_checkpoint
+from small_models import small_checkpoint
 from torch import Tensor
 
 from instaflow_core.weights.checkpoint import load
@@ -21,14 +21,8 @@ from instaflow_core.weights.saving import save, save_folder
 
 PROMPT = "a red circle on a blue background"
 RANK = 2
+pytestmark = pytest.mark.usefixtures("models")
 Factors = dict[str, tuple[Tensor, Tensor]]  # layer, in diffusers' words: lora_down (RANK, in, ...), lora_up (out, RANK)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def models(host: Any) -> Path:
-    """The host's models folder, with the same random InstaFlow in every layout."""
-    install(host.base / "models")
-    return host.base / "models"
 
 
 def factors(weights: dict[str, Tensor], wanted: Callable[[str], bool], seed: int) -> Factors:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sd15 import TEXT, VAE
 from sd15 import UNET as SD15_UNET
-from small_models import install, save_unet, small_checkpoint
+from small_models import save_unet, small_checkpoint
 from torch import Tensor
 
 from instaflow_core.weights.checkpoint import Checkpoint, load
@@ -27,10 +27,9 @@ FLOW, TUNED, BASE = "one-step.safetensors", "two-rf.safetensors", "teacher.safet
 
 
 @pytest.fixture(scope="module", autouse=True)
-def models(host: Any) -> Path:
+def checkpoints(models: Path) -> Path:
     """The host's models/checkpoints, with FLOW, TUNED and BASE in it: three random UNets of one architecture."""
-    install(host.base / "models")
-    return host.base / "models" / "checkpoints"
+    return models / "checkpoints"
 
 
 def load_all(host: Any, name: str, weight_dtype: str = "fp32") -> tuple[Any, Any, Any]:
@@ -55,19 +54,19 @@ def sample(host: Any, model: Any, clip: Any) -> Tensor:
     return host.run("InstaFlowSampler", model=model, positive=positive, latent_image=empty, **inputs)[0]["samples"]
 
 
-def by_hand(models: Path, strength: float, dtype: torch.dtype = torch.float32, **change: Tensor) -> str:
+def by_hand(checkpoints: Path, strength: float, dtype: torch.dtype = torch.float32, **change: Tensor) -> str:
     """A checkpoint file whose UNet is the sum, done in float32 and rounded once; its name.
 
     Args:
         change: added to the finetune's weights first, by diffusers name with __ for a dot.
     """
-    flow, tuned, base = (load(models / name) for name in (FLOW, TUNED, BASE))
+    flow, tuned, base = (load(checkpoints / name) for name in (FLOW, TUNED, BASE))
     weights = {name: tensor.float() for name, tensor in cast(tuned.unet, dtype).items()}
     for name, difference in change.items():
         weights[name.replace("__", ".")] = weights[name.replace("__", ".")] + difference
     first, last = cast(flow.unet, dtype), cast(base.unet, dtype)
     unet = {name: (first[name].float() + strength * (weights[name] - last[name].float())).to(dtype) for name in first}
-    save(dataclasses.replace(flow, unet=unet), models / "by-hand.safetensors")
+    save(dataclasses.replace(flow, unet=unet), checkpoints / "by-hand.safetensors")
     return "by-hand.safetensors"
 
 
@@ -75,41 +74,41 @@ def by_hand(models: Path, strength: float, dtype: torch.dtype = torch.float32, *
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.35, -0.6, 0.0])
-def test_merged_is_the_sum_by_hand(host: Any, models: Path, strength: float) -> None:
+def test_merged_is_the_sum_by_hand(host: Any, checkpoints: Path, strength: float) -> None:
     """Bit for bit: the host adds in float32 and in this order."""
     clip = load_all(host, FLOW)[1]
-    expected = sample(host, load_all(host, by_hand(models, strength))[0], clip)
+    expected = sample(host, load_all(host, by_hand(checkpoints, strength))[0], clip)
     assert torch.equal(sample(host, merged(host, *three(host), strength), clip), expected)
 
 
-def test_half_precision_is_rounded_once(host: Any, models: Path) -> None:
+def test_half_precision_is_rounded_once(host: Any, checkpoints: Path) -> None:
     """fp16 weights, the sum in float32, one rounding to fp16 at the end: within half a step of fp16 of the real sum."""
     clip = load_all(host, FLOW)[1]
-    name = by_hand(models, 0.35, torch.float16)
+    name = by_hand(checkpoints, 0.35, torch.float16)
     expected = sample(host, load_all(host, name, "fp16")[0], clip)
     assert torch.equal(sample(host, merged(host, *three(host, "fp16"), 0.35), clip), expected)
 
 
-def test_a_finetune_with_a_lora(host: Any, models: Path) -> None:
+def test_a_finetune_with_a_lora(host: Any, checkpoints: Path) -> None:
     model, tuned, base = three(host)
     (patched,) = host.run("LoraLoaderModelOnly", model=tuned, lora_name="small.safetensors", strength_model=0.8)
     lora = load_file(host.base / "models" / "loras" / "small.safetensors")
     layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     difference = 0.8 * lora[f"{layer}.lora_up.weight"] @ lora[f"{layer}.lora_down.weight"]
     weight = "mid_block__attentions__0__transformer_blocks__0__attn1__to_q__weight"
-    name = by_hand(models, 0.5, **{weight: difference})
+    name = by_hand(checkpoints, 0.5, **{weight: difference})
     clip = load_all(host, FLOW)[1]
     samples = sample(host, merged(host, model, patched, base, 0.5), clip)
     assert torch.allclose(samples, sample(host, load_all(host, name)[0], clip), rtol=0, atol=1e-4)
     assert (samples - sample(host, merged(host, model, tuned, base, 0.5), clip)).abs().max() > 1e-2
 
 
-def test_a_lora_on_the_merged_model(host: Any, models: Path) -> None:
+def test_a_lora_on_the_merged_model(host: Any, checkpoints: Path) -> None:
     """Patches add up in the order the nodes stand in."""
     clip = load_all(host, FLOW)[1]
     lora = {"lora_name": "small.safetensors", "strength_model": 0.8}
     (patched,) = host.run("LoraLoaderModelOnly", model=merged(host, *three(host), 0.5), **lora)
-    (expected,) = host.run("LoraLoaderModelOnly", model=load_all(host, by_hand(models, 0.5))[0], **lora)
+    (expected,) = host.run("LoraLoaderModelOnly", model=load_all(host, by_hand(checkpoints, 0.5))[0], **lora)
     assert torch.equal(sample(host, patched, clip), sample(host, expected, clip))
 
 
@@ -129,10 +128,17 @@ def test_nothing_is_copied_and_no_input_touched(host: Any) -> None:
     assert torch.equal(sample(host, inputs[0], clip), before[0])
 
 
-def test_the_finetunes_clip_and_vae(host: Any, models: Path) -> None:
+def test_the_finetunes_clip_and_vae(host: Any, checkpoints: Path) -> None:
     """The node with the finetune's CLIP and VAE draws the picture of the checkpoint `merge-delta --clip-vae` writes."""
-    extract(models / TUNED, models / BASE, models / "delta.safetensors", force=True)
-    merge(models / FLOW, models / "delta.safetensors", models / "mixed.safetensors", 0.5, models / TUNED, force=True)
+    extract(checkpoints / TUNED, checkpoints / BASE, checkpoints / "delta.safetensors", force=True)
+    merge(
+        checkpoints / FLOW,
+        checkpoints / "delta.safetensors",
+        checkpoints / "mixed.safetensors",
+        0.5,
+        checkpoints / TUNED,
+        force=True,
+    )
     pictures = []
     _, clip, vae = load_all(host, TUNED)
     for parts in ((merged(host, *three(host), 0.5), clip, vae), load_all(host, "mixed.safetensors")):
@@ -147,9 +153,9 @@ def test_the_finetunes_clip_and_vae(host: Any, models: Path) -> None:
     assert (other[0] - pictures[0]).abs().max() > 0.05
 
 
-def test_the_stock_lora_loader_applies_a_delta(host: Any, models: Path) -> None:
+def test_the_stock_lora_loader_applies_a_delta(host: Any, checkpoints: Path) -> None:
     """The file `extract-delta` writes is what ComfyUI calls a full difference."""
-    extract(models / TUNED, models / BASE, host.base / "models" / "loras" / "delta.safetensors", force=True)
+    extract(checkpoints / TUNED, checkpoints / BASE, host.base / "models" / "loras" / "delta.safetensors", force=True)
     model, tuned, base = three(host)
     clip = load_all(host, FLOW)[1]
     (patched,) = host.run("LoraLoaderModelOnly", model=model, lora_name="delta.safetensors", strength_model=0.35)
@@ -157,19 +163,19 @@ def test_the_stock_lora_loader_applies_a_delta(host: Any, models: Path) -> None:
     assert torch.equal(sample(host, patched, clip), sample(host, merged(host, model, tuned, base, 0.35), clip))
 
 
-def wide(models: Path) -> str:
+def wide(checkpoints: Path) -> str:
     from diffusers import UNet2DConditionModel
 
     checkpoint = small_checkpoint()
     config = checkpoint.unet_config | {"block_out_channels": (64, 128)}
     unet = UNet2DConditionModel.from_config(config).state_dict()
-    save(dataclasses.replace(checkpoint, unet=unet, unet_config=config), models / "wide.safetensors")
+    save(dataclasses.replace(checkpoint, unet=unet, unet_config=config), checkpoints / "wide.safetensors")
     return "wide.safetensors"
 
 
-def test_models_that_do_not_fit(host: Any, models: Path) -> None:
+def test_models_that_do_not_fit(host: Any, checkpoints: Path) -> None:
     model, tuned, base = three(host)
-    other = load_all(host, wide(models))[0]
+    other = load_all(host, wide(checkpoints))[0]
     shapes = (
         r"`finetuned` and `{}` differ in their tensors: \d+ of different shapes \(.*All three have to be of the same"
     )
@@ -191,9 +197,9 @@ def save_node(host: Any, hidden: dict[Any, Any] | None = None, **inputs: Any) ->
     return Path(output.ui["text"][0])
 
 
-def move(path: Path, models: Path, name: str) -> str:
+def move(path: Path, checkpoints: Path, name: str) -> str:
     """Put a saved file where the loader finds it."""
-    path.replace(models / name)
+    path.replace(checkpoints / name)
     return name
 
 
@@ -202,7 +208,7 @@ def header(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def test_saved_and_loaded_again(host: Any, models: Path) -> None:
+def test_saved_and_loaded_again(host: Any, checkpoints: Path) -> None:
     """A difference and a LoRA baked in: the same latents and pictures, bit for bit."""
     _, clip, vae = load_all(host, TUNED)
     model = merged(host, *three(host), 0.5)
@@ -211,7 +217,7 @@ def test_saved_and_loaded_again(host: Any, models: Path) -> None:
     expected = sample(host, model, clip)
     path = save_node(host, model=model, clip=clip, vae=vae, filename_prefix="checkpoints/kept")
     assert path.parent == host.base / "output" / "checkpoints"
-    again = load_all(host, move(path, models, "kept.safetensors"))
+    again = load_all(host, move(path, checkpoints, "kept.safetensors"))
     assert torch.equal(sample(host, *again[:2]), expected)
     pictures = [host.run("VAEDecode", samples={"samples": expected}, vae=v)[0] for v in (vae, again[2])]
     assert torch.equal(*pictures)
@@ -221,13 +227,13 @@ def test_saved_and_loaded_again(host: Any, models: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [FLOW, TUNED, BASE])
-def test_what_the_checkpoint_said_is_kept(host: Any, models: Path, name: str) -> None:
-    checkpoint = load(models / name)
+def test_what_the_checkpoint_said_is_kept(host: Any, checkpoints: Path, name: str) -> None:
+    checkpoint = load(checkpoints / name)
     said = {"instaflow.license": "CC-BY-NC-4.0", "instaflow.guidance": "1.25", "instaflow.training": '{"steps": 7}'}
-    save(dataclasses.replace(checkpoint, metadata=checkpoint.metadata | said), models / "said.safetensors")
+    save(dataclasses.replace(checkpoint, metadata=checkpoint.metadata | said), checkpoints / "said.safetensors")
     model, clip, vae = load_all(host, "said.safetensors")
     path = save_node(host, model=model, clip=clip, vae=vae, filename_prefix="checkpoints/kept")
-    again, first = load(path), load(models / "said.safetensors")
+    again, first = load(path), load(checkpoints / "said.safetensors")
     for fact in ("prediction", "stage", "guidance", "native_size", "unet_config", "text_config", "vae_config"):
         assert getattr(again, fact) == getattr(first, fact), fact
     assert said.items() <= again.metadata.items()
@@ -239,10 +245,10 @@ def test_what_the_checkpoint_said_is_kept(host: Any, models: Path, name: str) ->
     path.unlink()
 
 
-def test_the_licences_of_all_parts(host: Any, models: Path) -> None:
-    checkpoint = load(models / TUNED)
+def test_the_licences_of_all_parts(host: Any, checkpoints: Path) -> None:
+    checkpoint = load(checkpoints / TUNED)
     metadata = checkpoint.metadata | {"instaflow.license": "CC-BY-NC-4.0"}
-    save(dataclasses.replace(checkpoint, metadata=metadata), models / "licensed.safetensors")
+    save(dataclasses.replace(checkpoint, metadata=metadata), checkpoints / "licensed.safetensors")
     model, _, base = three(host)
     path = save_node(host, model=merged(host, model, load_all(host, "licensed.safetensors")[0], base, 1.0))
     assert header(path)["instaflow.license"] == header(path)["modelspec.license"] == "CC-BY-NC-4.0"
@@ -283,25 +289,25 @@ def test_the_prompt_and_the_workflow_are_kept(host: Any, monkeypatch: pytest.Mon
     second.unlink()
 
 
-def test_a_teacher_taken_as_a_flow(host: Any, models: Path) -> None:
+def test_a_teacher_taken_as_a_flow(host: Any, checkpoints: Path) -> None:
     """The file says how the MODEL is sampled now, and nothing that was true of it before."""
     model, _, _ = load_all(host, BASE)
     (flow,) = host.run("InstaFlowModelSampling", model=model)
     path = save_node(host, model=flow)
     again = load(path)
     assert (again.prediction, again.stage, again.guidance, again.native_size) == ("velocity", "unknown", 1.0, 64)
-    assert again.unet_config == load(models / BASE).unet_config
+    assert again.unet_config == load(checkpoints / BASE).unet_config
     path.unlink()
 
 
-def test_parts_that_do_not_belong_together(host: Any, models: Path) -> None:
+def test_parts_that_do_not_belong_together(host: Any, checkpoints: Path) -> None:
     model, clip, _ = load_all(host, FLOW)
     (predicts_v,) = host.run(
         "ModelSamplingDiscrete", model=load_all(host, BASE)[0], sampling="v_prediction", zsnr=False
     )
     with pytest.raises(ValueError, match=r"sampled as .*V_PREDICTION, which an InstaFlow checkpoint cannot say"):
         save_node(host, model=predicts_v)
-    wide_text = wide_text_encoder(models)
+    wide_text = wide_text_encoder(checkpoints)
     with pytest.raises(ValueError, match=r"This CLIP is a SD1ClipModel 128 wide; the MODEL reads one CLIP-L 64 wide"):
         save_node(host, model=model, clip=load_all(host, wide_text)[1])
     sixteen = host.run("VAELoader", vae_name=wide_vae(host))[0]
@@ -312,7 +318,7 @@ def test_parts_that_do_not_belong_together(host: Any, models: Path) -> None:
     assert not list((host.base / "output" / "checkpoints").glob(".*"))
 
 
-def wide_text_encoder(models: Path) -> str:
+def wide_text_encoder(checkpoints: Path) -> str:
     """A whole checkpoint whose text states, and whose UNet, are 128 wide."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -324,7 +330,7 @@ def wide_text_encoder(models: Path) -> str:
     config = checkpoint.unet_config | {"cross_attention_dim": 128}
     unet = UNet2DConditionModel.from_config(config).state_dict()
     wide = dataclasses.replace(checkpoint, unet=unet, unet_config=config, text_encoder=text, text_config=text_config)
-    save(wide, models / "wide-text.safetensors")
+    save(wide, checkpoints / "wide-text.safetensors")
     return "wide-text.safetensors"
 
 
@@ -378,15 +384,15 @@ def state(model: Any, clip: Any, vae: Any) -> dict[str, Tensor]:
     return {**model.model_state_dict("diffusion_model."), **clip_weights, **vae.get_sd()}
 
 
-def test_what_stock_nodes_loaded_is_saved_for_both_loaders(host: Any, models: Path) -> None:
+def test_what_stock_nodes_loaded_is_saved_for_both_loaders(host: Any, checkpoints: Path) -> None:
     weights = filled("unet", UNET), UNET, filled("text_encoder", TEXT), TEXT, filled("vae", VAE), VAE
-    save(Checkpoint(*weights), models / "sd15.safetensors")
+    save(Checkpoint(*weights), checkpoints / "sd15.safetensors")
     parts = host.run("CheckpointLoaderSimple", ckpt_name="sd15.safetensors")
     (flow,) = host.run("InstaFlowModelSampling", model=parts[0])
     expected = state(*parts)
     path = save_node(host, model=flow, clip=parts[1], vae=parts[2])
-    name = move(path, models, "stock.safetensors")
-    checkpoint = load(models / name)
+    name = move(path, checkpoints, "stock.safetensors")
+    checkpoint = load(checkpoints / name)
     assert (checkpoint.prediction, checkpoint.stage, checkpoint.native_size) == ("velocity", "unknown", 512)
     assert checkpoint.unet_config["block_out_channels"] == [320, 320]
     for loaded in (host.run("CheckpointLoaderSimple", ckpt_name=name), load_all(host, name, "default")):
@@ -394,8 +400,8 @@ def test_what_stock_nodes_loaded_is_saved_for_both_loaders(host: Any, models: Pa
         assert again.keys() == expected.keys()
         for key, tensor in expected.items():
             assert torch.equal(again[key].float(), tensor.float()), key
-    (models / name).unlink()
-    (models / "sd15.safetensors").unlink()
+    (checkpoints / name).unlink()
+    (checkpoints / "sd15.safetensors").unlink()
 
 
 def test_a_bare_unet_comes_out_in_the_layout_of_checkpoints(host: Any) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from samplers import WAYS, custom_advanced, instaflow, ksampler
-from small_models import install
 from torch import Tensor
 
 every_way = pytest.mark.parametrize("sample", WAYS, ids=lambda way: way.__name__)
@@ -130,23 +129,17 @@ HOOKS |= {
 # --- the tests ---
 
 
-@pytest.fixture(scope="module")
-def flow(host: Any) -> Flow:
-    install(host.base / "models")
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="two-rf.safetensors", weight_dtype="fp32")
+def encode(host: Any, two_rf: Flow, text: str) -> Any:
+    return host.run("CLIPTextEncode", clip=two_rf[1], text=text)[0]
 
 
-def encode(host: Any, flow: Flow, text: str) -> Any:
-    return host.run("CLIPTextEncode", clip=flow[1], text=text)[0]
-
-
-def run(host: Any, flow: Flow, sample: Any, model: Any, guidance: float = 1.5) -> Tensor:
+def run(host: Any, two_rf: Flow, sample: Any, model: Any, guidance: float = 1.5) -> Tensor:
     """Two guided steps of two pictures, all but a corner masked in."""
     mask = torch.ones(1, 64, 64)
     mask[:, :16, :16] = 0
     (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=2)
     (latent,) = host.run("SetLatentNoiseMask", samples=empty, mask=mask)
-    conditioning = {"positive": encode(host, flow, "a red circle"), "negative": encode(host, flow, "blurry")}
+    conditioning = {"positive": encode(host, two_rf, "a red circle"), "negative": encode(host, two_rf, "blurry")}
     return sample(host, model, latent=latent, seed=3, steps=2, guidance=guidance, **conditioning)
 
 
@@ -157,53 +150,53 @@ def hooked(model: Any, hook: Hook, factor: float) -> Any:
 
 
 @pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
-def test_hooks(host: Any, flow: Flow, hook: Hook) -> None:
-    plain = run(host, flow, instaflow, flow[0])
-    changed = [run(host, flow, sample, hooked(flow[0], hook, 0.7)) for sample in WAYS]
+def test_hooks(host: Any, two_rf: Flow, hook: Hook) -> None:
+    plain = run(host, two_rf, instaflow, two_rf[0])
+    changed = [run(host, two_rf, sample, hooked(two_rf[0], hook, 0.7)) for sample in WAYS]
     assert (changed[0] - plain).abs().max() > 1e-2
     assert changed[0].isfinite().all()
     assert all(torch.equal(changed[0], other) for other in changed[1:])
     # The host subtracts from its input what a cfg function gives, so even a neutral one costs a rounding.
     rounding = 1e-4 if hook is cfg_function else 0.0
     for sample in WAYS:
-        neutral = run(host, flow, sample, hooked(flow[0], hook, 1.0))
+        neutral = run(host, two_rf, sample, hooked(two_rf[0], hook, 1.0))
         assert torch.allclose(neutral, plain, rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize("sample", [instaflow, ksampler], ids=lambda way: way.__name__)
-def test_a_hook_may_ask_for_the_negative_without_guidance(host: Any, flow: Flow, sample: Any) -> None:
+def test_a_hook_may_ask_for_the_negative_without_guidance(host: Any, two_rf: Flow, sample: Any) -> None:
     """As guidance in a patch of its own does: at guidance 1 it gets what the host would have guided with."""
-    model = flow[0].clone()
+    model = two_rf[0].clone()
 
     def guide(args: dict[str, Any]) -> Tensor:
         return args["uncond_denoised"] + (args["cond_denoised"] - args["uncond_denoised"]) * 1.5
 
     model.set_model_sampler_post_cfg_function(guide, disable_cfg1_optimization=True)
-    guided = run(host, flow, sample, model, guidance=1.0)
-    assert torch.equal(guided, run(host, flow, sample, flow[0], guidance=1.5))
-    assert (guided - run(host, flow, sample, flow[0], guidance=1.0)).abs().max() > 1e-2
+    guided = run(host, two_rf, sample, model, guidance=1.0)
+    assert torch.equal(guided, run(host, two_rf, sample, two_rf[0], guidance=1.5))
+    assert (guided - run(host, two_rf, sample, two_rf[0], guidance=1.0)).abs().max() > 1e-2
 
 
-def test_a_hook_may_draw_from_torchs_random_state(host: Any, flow: Flow) -> None:
+def test_a_hook_may_draw_from_torchs_random_state(host: Any, two_rf: Flow) -> None:
     """The host seeds it before it samples: the same seed is the same picture, also with our sampler."""
-    model = flow[0].clone()
+    model = two_rf[0].clone()
     model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] + 0.1 * torch.randn(args["denoised"].shape))
     before = torch.random.get_rng_state()
-    ours = run(host, flow, instaflow, model)
+    ours = run(host, two_rf, instaflow, model)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert torch.equal(ours, run(host, flow, ksampler, model))
-    assert torch.equal(ours, run(host, flow, custom_advanced, model))
+    assert torch.equal(ours, run(host, two_rf, ksampler, model))
+    assert torch.equal(ours, run(host, two_rf, custom_advanced, model))
 
 
 @every_way
-def test_hooks_stay_through_our_nodes(host: Any, flow: Flow, sample: Any) -> None:
+def test_hooks_stay_through_our_nodes(host: Any, two_rf: Flow, sample: Any) -> None:
     """A node of ours after the patch, or before it: the same MODEL."""
-    after = host.run("InstaFlowModelSampling", model=hooked(flow[0], post_cfg_function, 0.7))[0]
-    before = hooked(host.run("InstaFlowModelSampling", model=flow[0])[0], post_cfg_function, 0.7)
-    assert torch.equal(run(host, flow, sample, after), run(host, flow, sample, before))
+    after = host.run("InstaFlowModelSampling", model=hooked(two_rf[0], post_cfg_function, 0.7))[0]
+    before = hooked(host.run("InstaFlowModelSampling", model=two_rf[0])[0], post_cfg_function, 0.7)
+    assert torch.equal(run(host, two_rf, sample, after), run(host, two_rf, sample, before))
 
 
-def test_a_sampler_of_another_pack(host: Any, flow: Flow) -> None:
+def test_a_sampler_of_another_pack(host: Any, two_rf: Flow) -> None:
     """A function in the place of the host's samplers: it finds the flow's levels and steps as Euler does."""
     from comfy.samplers import KSAMPLER
 
@@ -217,11 +210,11 @@ def test_a_sampler_of_another_pack(host: Any, flow: Flow) -> None:
     def with_sampler(host: Any, model: Any, **inputs: Any) -> Tensor:
         return custom_advanced(host, model, sampler=KSAMPLER(euler), **inputs)
 
-    ours = run(host, flow, with_sampler, flow[0])
-    assert torch.allclose(ours, run(host, flow, ksampler, flow[0]), rtol=0, atol=1e-5)
+    ours = run(host, two_rf, with_sampler, two_rf[0])
+    assert torch.allclose(ours, run(host, two_rf, ksampler, two_rf[0]), rtol=0, atol=1e-5)
 
 
-def test_a_guider_of_another_pack(host: Any, flow: Flow) -> None:
+def test_a_guider_of_another_pack(host: Any, two_rf: Flow) -> None:
     """A guider that guides by 1.0 at first and by 1.5 then, as schedules of guidance do."""
     from comfy.samplers import CFGGuider
 
@@ -238,7 +231,7 @@ def test_a_guider_of_another_pack(host: Any, flow: Flow) -> None:
         guider.set_conds(positive, negative)
         return custom_advanced(host, model, positive=positive, negative=negative, guider=guider, **inputs)
 
-    ours = run(host, flow, with_guider, flow[0])
+    ours = run(host, two_rf, with_guider, two_rf[0])
     assert asked == [1.0, 0.5]
     for constant in (1.0, 1.5):
-        assert (ours - run(host, flow, ksampler, flow[0], guidance=constant)).abs().max() > 1e-3
+        assert (ours - run(host, two_rf, ksampler, two_rf[0], guidance=constant)).abs().max() > 1e-3

@@ -65,8 +65,8 @@ def test_a_frame_depends_on_its_fraction_alone(host: Any) -> None:
     assert torch.equal(interpolated(host, 1)[1]["samples"], fine[:1])
 
 
-def test_frames_go_through_both_samplers(host: Any) -> None:
-    model, clip, _ = host.run("InstaFlowLoadCheckpoint", checkpoint="built-in: shapes", weight_dtype="fp32")
+def test_frames_go_through_both_samplers(host: Any, shapes: Any) -> None:
+    model, clip, _ = shapes
     (positive,) = host.run("CLIPTextEncode", clip=clip, text="a red star on a white background")
     (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
     noise, latent = interpolated(host, 4, empty)

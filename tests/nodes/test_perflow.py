@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import install, small_checkpoint
+from small_models import small_checkpoint
 
 from instaflow_core.flow.diffusion import noise_schedule
 from instaflow_core.flow.perflow import PREDICTIONS, window_velocity
@@ -15,16 +15,10 @@ from instaflow_core.text import encode_prompts
 from instaflow_core.weights.modules import build_text_encoder, build_unet
 
 
-@pytest.fixture(scope="module")
-def base(host: Any) -> tuple[Any, Any, Any]:
-    install(host.base / "models")
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="teacher.safetensors", weight_dtype="fp32")
-
-
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [4, 6])
-def test_stock_euler_is_the_published_loop(host: Any, base: Any, prediction: str, steps: int) -> None:
-    model, clip, _ = base
+def test_stock_euler_is_the_published_loop(host: Any, teacher: Any, prediction: str, steps: int) -> None:
+    model, clip, _ = teacher
     patched, sigmas = host.run("InstaFlowPeRFlow", model=model, steps=steps, windows=4, prediction=prediction)
     (positive,) = host.run("CLIPTextEncode", clip=clip, text="a red star")
     (sampler,) = host.run("KSamplerSelect", sampler_name="euler")
@@ -46,13 +40,13 @@ def test_stock_euler_is_the_published_loop(host: Any, base: Any, prediction: str
     assert (out["samples"] * 0.18215 - x).abs().max() < 2e-4 * x.abs().max()
 
 
-def test_the_model_that_comes_in_stays_as_it_is(host: Any, base: Any) -> None:
-    model, _, _ = base
+def test_the_model_that_comes_in_stays_as_it_is(host: Any, teacher: Any) -> None:
+    model, _, _ = teacher
     before = model.get_model_object("model_sampling")
     host.run("InstaFlowPeRFlow", model=model, steps=4, windows=4, prediction="diff_eps")
     assert model.get_model_object("model_sampling") is before
 
 
-def test_too_few_steps_are_an_error(host: Any, base: Any) -> None:
+def test_too_few_steps_are_an_error(host: Any, teacher: Any) -> None:
     with pytest.raises(ValueError, match="fewer than the 4 windows"):
-        host.run("InstaFlowPeRFlow", model=base[0], steps=3, windows=4, prediction="diff_eps")
+        host.run("InstaFlowPeRFlow", model=teacher[0], steps=3, windows=4, prediction="diff_eps")

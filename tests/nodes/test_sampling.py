@@ -8,30 +8,9 @@ from typing import Any
 import pytest
 import torch
 from samplers import custom_advanced, instaflow, ksampler
-from small_models import install
 from torch import Tensor
 
 PROMPT = "a red circle on a blue background"
-
-
-@pytest.fixture(scope="module")
-def models(host: Any) -> None:
-    install(host.base / "models")
-
-
-@pytest.fixture(scope="module")
-def one_step(host: Any, models: None) -> tuple[Any, Any, Any]:
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="one-step.safetensors", weight_dtype="fp32")
-
-
-@pytest.fixture(scope="module")
-def two_rf(host: Any, models: None) -> tuple[Any, Any, Any]:
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="two-rf.safetensors", weight_dtype="fp32")
-
-
-@pytest.fixture(scope="module")
-def teacher(host: Any, models: None) -> tuple[Any, Any, Any]:
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="teacher.safetensors", weight_dtype="fp32")
 
 
 def encode(host: Any, clip: Any, text: str = PROMPT) -> Any:

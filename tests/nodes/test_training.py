@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import install
 
 from instaflow_core.triplets.format import read_info
 from instaflow_core.triplets.reading import SetReader
@@ -18,18 +17,12 @@ PROMPTS = "a red circle on a blue background\n\na green star on a white backgrou
 
 
 @pytest.fixture(scope="module")
-def output(host: Any) -> Path:
-    """The host's output folder, the small models installed."""
+def output(host: Any, models: Path) -> Path:
+    """The host's output folder."""
     import folder_paths
 
-    install(host.base / "models")
     Path(folder_paths.get_temp_directory()).mkdir(parents=True, exist_ok=True)
     return Path(folder_paths.get_output_directory())
-
-
-@pytest.fixture(scope="module")
-def teacher(host: Any, output: Path) -> tuple[Any, Any, Any]:
-    return host.run("InstaFlowLoadCheckpoint", checkpoint="teacher.safetensors", weight_dtype="fp32")
 
 
 def triplets(host: Any, teacher: tuple[Any, Any, Any], name: str = "set", **inputs: Any) -> Any:
