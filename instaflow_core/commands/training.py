@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from ..training.accelerator import LOGGERS
 from ..training.batches import TIMES
-from ..training.loop import OPTIMIZERS, LoopConfig
+from ..training.loop import LoopConfig
+from ..training.optimizer import OPTIMIZERS
 from ..training.runs import LOSSES, METHODS, StageConfig, train
 from ..triplets.prompts import read_prompts
 from ..triplets.storage import Storage
