@@ -282,7 +282,6 @@ def _train(
             ema=ema,
             precision=training.precision(),
             accumulate=equal_parts(batch_size, storage),
-            checkpoint_every=every,
             snapshot_every=every,
         )
         config = StageConfig(

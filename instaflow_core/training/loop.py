@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,13 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 @dataclass
 class LoopResult:
-    """What `fit` returns: the step it ended at, the loss of every step from the first on, and whether this process is
-    the one that writes."""
+    """What `fit` returns: the step it ended at, the loss of every step from the first on, the precision it computed in,
+    and whether this process is the one that writes."""
 
     step: int
-    losses: list[float] = field(default_factory=list)
-    is_main: bool = True
+    losses: list[float]
+    precision: str
+    is_main: bool
 
 
 class NonFiniteLoss(ValueError):
@@ -287,7 +288,7 @@ class _Run:
         """Put the averaged weights into the module."""
         for weight, averaged in zip(self.weights, self.average.parameters(), strict=True):
             weight.copy_(averaged)
-        return LoopResult(self.done, self.losses, self.accelerator.is_main_process)
+        return LoopResult(self.done, self.losses, self.settings["precision"], self.accelerator.is_main_process)
 
     def close(self) -> None:
         """Take accelerate's wrappers off the module, which computes in its own type from then on, and let go of
