@@ -277,7 +277,6 @@ def _config(stage: str, inputs: TrainingInputs, loss: str, storage: Storage, dev
     from ..instaflow_core.training.loop import LoopConfig
     from ..instaflow_core.training.runs import StageConfig, equal_parts
 
-    every = max(1, inputs.iterations // 20)
     loop = LoopConfig(
         iterations=inputs.iterations,
         learning_rate=inputs.learning_rate,
@@ -285,8 +284,7 @@ def _config(stage: str, inputs: TrainingInputs, loss: str, storage: Storage, dev
         ema=inputs.ema,
         precision=training.precision(),
         accumulate=equal_parts(inputs.batch_size, storage),
-        checkpoint_every=every,
-        snapshot_every=every,
+        snapshot_every=max(1, inputs.iterations // 20),
     )
     return StageConfig(
         stage, loop, inputs.batch_size, inputs.seed, inputs.method, loss=loss, checkpointing=device != "cpu"

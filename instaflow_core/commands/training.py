@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from ..training.accelerator import LOGGERS
 from ..training.batches import TIMES
-from ..training.loop import OPTIMIZERS, LoopConfig
+from ..training.loop import LoopConfig
+from ..training.optimizer import OPTIMIZERS
 from ..training.runs import LOSSES, METHODS, StageConfig, train
 from ..triplets.prompts import read_prompts
 from ..triplets.storage import Storage
@@ -141,7 +142,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after another (default 1)")
     parser.add_argument("--lr", type=float, default=1e-6, help="learning rate (default 1e-6)")
-    parser.add_argument("--warmup", type=int, default=1000, help="iterations up to that rate (default 1000)")
+    parser.add_argument(
+        "--warmup", type=int, help="iterations up to that rate (default 1000, or a tenth of a shorter run)"
+    )
     parser.add_argument(
         "--schedule",
         choices=("constant", "cosine"),
@@ -182,7 +185,7 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
     loop = LoopConfig(
         iterations=options.iterations,
         learning_rate=options.lr,
-        warmup=options.warmup,
+        warmup=min(1000, options.iterations // 10) if options.warmup is None else options.warmup,
         schedule="cosine" if options.schedule == "cosine" else LoopConfig.schedule,
         weight_decay=options.weight_decay,
         ema=options.ema,

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..atomic import remove_leftovers_in, replacing
+from ..atomic import remove_leftovers_in
 from .accelerator import new_accelerator, own_state
 from .batches import BatchPart
+from .optimizer import new_optimizer
+from .state import LOSS_FILE, STATE_FILE, check_same, read_state, write_losses, write_state
 
-STATE_FILE = "state.pt"
-LOSS_FILE = "loss.csv"
-OPTIMIZERS = ("adamw", "adamw8bit")
 CONSTANT = "constant_with_warmup"
-_STATE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class LoopConfig:
             a run should be several times as long.
         precision: "no" (float32), "bf16" or "fp16" autocast; None for what `accelerate launch` was told, else float32.
         accumulate: parts that each process goes through one after the other for one step, to save memory.
-        optimizer: one of OPTIMIZERS; adamw8bit is bitsandbytes'.
+        optimizer: one of optimizer.OPTIMIZERS; adamw8bit is bitsandbytes'.
         checkpoint_every: steps between checkpoints, which `resume` goes on from; 0 for those by time alone.
         checkpoint_minutes: minutes between checkpoints, beside those by steps.
         snapshot_every: steps between snapshots; 0 for none.
@@ -71,12 +69,13 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 @dataclass
 class LoopResult:
-    """What `fit` returns: the step it ended at, the loss of every step from the first on, and whether this process is
-    the one that writes."""
+    """What `fit` returns: the step it ended at, the loss of every step from the first on, the precision it computed in,
+    and whether this process is the one that writes."""
 
     step: int
-    losses: list[float] = field(default_factory=list)
-    is_main: bool = True
+    losses: list[float]
+    precision: str
+    is_main: bool
 
 
 class NonFiniteLoss(ValueError):
@@ -159,7 +158,9 @@ class _Run:
         # A list of the trained weights alone: the average of a LoRA must not copy the UNet.
         self.weights = nn.ParameterList(self.trained.values())
         self.average = AveragedModel(self.weights, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-        optimizer = _optimizer(list(self.trained.values()), config)
+        optimizer = new_optimizer(
+            list(self.trained.values()), config.optimizer, config.learning_rate, config.weight_decay
+        )
         self.schedule = get_scheduler(
             config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.iterations
         )
@@ -246,23 +247,23 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         content = {name: part.state_dict() for name, part in self.stateful.items()}
-        content |= {"format": _STATE_FORMAT, "settings": self.settings, "origin": self.origin}
-        content |= {"trained": dict(self.trained), "step": self.done, "losses": self.losses}
-        with replacing(self.path) as temporary:
-            torch.save(content, temporary)
-        with replacing(self.path.with_name(LOSS_FILE)) as temporary:
-            lines = [f"{i + 1},{value!r}" for i, value in enumerate(self.losses)]
-            temporary.write_text("\n".join(["iteration,loss", *lines, ""]), encoding="utf-8")
+        content |= {"settings": self.settings, "origin": self.origin, "trained": dict(self.trained), "step": self.done}
+        write_state(content | {"losses": self.losses}, self.path)
+        write_losses(self.losses, self.path.with_name(LOSS_FILE))
         self.stored_at = time.monotonic()
 
     def restore(self) -> int:
         """Take up the checkpoint, if there is one; the steps it has behind it."""
-        # Mapped, so that the processes of a machine share one copy of it in memory.
-        content = torch.load(str(self.path), "cpu", weights_only=True, mmap=True) if self.path.exists() else {}
+        content = read_state(self.path)
         self._check_processes(content.get("step", 0))
         if not content:
             return 0
-        self._check(content)
+        free = {"checkpoint_every", "checkpoint_minutes", "snapshot_every", "log", "accumulate"}
+        if self.config.schedule == CONSTANT and self.config.iterations >= content["step"]:
+            free.add("iterations")  # a constant rate does not ask how long the run will be
+        # What an older version did not know yet was at its default.
+        there = asdict(LoopConfig(0)) | content["settings"] | content["origin"]
+        check_same(there, self.settings | self.origin, free, self.path)
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(content["trained"][name])
@@ -282,33 +283,12 @@ class _Run:
                 "Give a folder that all machines share, or copy it to each of them."
             )
 
-    def _check(self, content: dict[str, Any]) -> None:
-        if content.get("format") != _STATE_FORMAT:
-            raise ValueError(
-                f"The checkpoint {self.path} is of another version of this pack, whose moving average was another. "
-                f"Finish the run with that version, or remove {self.path.parent} and start again."
-            )
-        free = {"checkpoint_every", "checkpoint_minutes", "snapshot_every", "log", "accumulate"}
-        if self.config.schedule == CONSTANT and self.config.iterations >= content["step"]:
-            free.add("iterations")  # a constant rate does not ask how long the run will be
-        # What an older version did not know yet was at its default.
-        there = asdict(LoopConfig(0)) | content["settings"] | content["origin"]
-        here = self.settings | self.origin
-        differing = [name for name in there | here if name not in free and there.get(name) != here.get(name)]
-        if differing:
-            found = ", ".join(f"{name} {there.get(name)}" for name in differing)
-            wanted = ", ".join(f"{name} {here.get(name)}" for name in differing)
-            raise ValueError(
-                f"The checkpoint {self.path} was made with {found}, and this run has {wanted}. "
-                "Resume with the same settings, or train into another folder."
-            )
-
     @torch.no_grad()
     def finish(self) -> LoopResult:
         """Put the averaged weights into the module."""
         for weight, averaged in zip(self.weights, self.average.parameters(), strict=True):
             weight.copy_(averaged)
-        return LoopResult(self.done, self.losses, self.accelerator.is_main_process)
+        return LoopResult(self.done, self.losses, self.settings["precision"], self.accelerator.is_main_process)
 
     def close(self) -> None:
         """Take accelerate's wrappers off the module, which computes in its own type from then on, and let go of
@@ -324,15 +304,3 @@ class _Run:
         for name in ("model", "optimizer", "schedule", "average", "stateful", "weights", "trained", "module"):
             delattr(self, name)
         clear_device_cache(garbage_collection=True)
-
-
-def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
-    if config.optimizer not in OPTIMIZERS:
-        raise ValueError(f"Unknown optimizer {config.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}.")
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ValueError("adamw8bit needs bitsandbytes: pip install bitsandbytes, or take adamw.") from error
-    return AdamW8bit(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)

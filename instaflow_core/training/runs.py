@@ -18,21 +18,31 @@ from ..atomic import remove_leftovers_of, replacing
 from ..triplets.format import SetInfo, read_info
 from ..triplets.reading import SetReader
 from ..triplets.storage import Storage
-from ..weights.checkpoint import Checkpoint
-from ..weights.files import fingerprint, write_weights
+from ..weights.checkpoint import Checkpoint, load
+from ..weights.files import FormatError, fingerprint, write_weights
+from ..weights.loras import under_kohya_names
 from ..weights.modules import build_text_encoder, build_unet, build_vae
 from ..weights.saving import save, save_folder
 from .accelerator import own_state
 from .batches import TIMES, SetBatches
 from .loop import LoopConfig, Loss, fit
 from .objectives import DISTILLATION_LOSSES, Distance, decoded_lpips, distill_step, on_policy_step, reflow_step
+from .state import STATE_FILE
 from .watching import SampleSheets, draw_losses
 
 STAGES = ("reflow", "distill")
 METHODS = ("full", "lora")
 LOSSES = (*DISTILLATION_LOSSES, "lpips")
 _RESULT = {"reflow": ("2-rectified-flow", "1.5"), "distill": ("one-step", "1.0")}
+_NOT_INHERITED = (
+    "instaflow.folder",
+    "instaflow.renamed",
+    "modelspec.title",
+    "modelspec.prediction_type",
+    "modelspec.resolution",
+)
 _RECORDED = ("batch_size", "seed", "method", "times", "loss", "on_policy")
+_WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -97,18 +107,21 @@ def train(
         init: the teacher for reflow; the 2-rectified flow for distillation.
         storage: where the set of triplets is.
         resume: go on with the run in `<out>.training`, if there is one.
-        device: "cpu" to stay off an accelerator.
+        device: "cpu" to stay off an accelerator; otherwise accelerate's choice.
         progress: called after each step with (steps done, its loss); may raise to cancel, which leaves a checkpoint.
         preview: called with each sheet of samples.
         stop: asked after each step whether to stop, on every process; leaves a checkpoint.
 
     Raises:
         KeyboardInterrupt: the run was stopped.
-        ValueError: the configuration does not fit, there is no whole set, or there is a run or a result and no
-            `resume`.
+        ValueError: the configuration does not fit, there is no whole set, there is a run or a result and no `resume`,
+            or a result that is not this run's.
     """
-    _check(config, out, resume)
+    _check(config, out, resume, device)
     reader, work = SetReader(storage, config.seed), work_folder(out)
+    record = _record(init, reader.info, config)
+    if out.exists() and not (work / STATE_FILE).exists():
+        _check_result(out, record)
     unet = build_unet(init).requires_grad_(True)
     if config.checkpointing:
         unet.enable_gradient_checkpointing()
@@ -132,8 +145,9 @@ def train(
         with replacing(work / "loss.png") as temporary:
             curve.save(temporary, format="PNG")
         if config.method == "lora":
-            _save_lora(unet, work / "lora.safetensors")
-        _save(_trained(init, unet, config, reader.info), out, config.dtype)
+            _save_lora(unet, config.rank, work / "lora.safetensors")
+        record |= asdict(config.loop) | {"precision": result.precision}
+        _save(_trained(init, unet, record, reader.info), out, config.dtype)
     return StageResult(out, result.losses, curve, result.is_main)
 
 
@@ -150,7 +164,7 @@ def work_folder(out: Path) -> Path:
     return out.with_name(out.name.removesuffix(".safetensors") + ".training")
 
 
-def _check(config: StageConfig, out: Path, resume: bool) -> None:
+def _check(config: StageConfig, out: Path, resume: bool, device: str | None) -> None:
     for name, value, known in (
         ("stage", config.stage, STAGES),
         ("method", config.method, METHODS),
@@ -164,9 +178,29 @@ def _check(config: StageConfig, out: Path, resume: bool) -> None:
             raise ValueError(f"{name} is {number}. Give 1 or more.")
     if not 0 <= config.on_policy <= 1:
         raise ValueError(f"on_policy is {config.on_policy}. Give a share from 0 to 1.")
-    if not resume and (out.exists() or (work_folder(out) / "state.pt").exists()):
+    if out.suffix.lower() in _WEIGHT_FILES and out.suffix != ".safetensors":
+        raise ValueError(f"{out} is no name for a result. Give a .safetensors file, or a folder for diffusers.")
+    if device and ":" in device:
+        raise ValueError(
+            f"The device is {device}, and a training takes the first one it sees, or those of `accelerate launch`. "
+            f"Give {device.split(':')[0]}, and hide the others: CUDA_VISIBLE_DEVICES={device.split(':')[1]}."
+        )
+    if not resume and (out.exists() or (work_folder(out) / STATE_FILE).exists()):
         raise ValueError(
             f"{out} is there already, or a run for it. Give another name, resume, or remove {work_folder(out)}."
+        )
+
+
+def _check_result(out: Path, record: dict[str, Any]) -> None:
+    """Make sure that a result without a run is this run's own: the training would replace it in the end."""
+    try:
+        there = json.loads(load(out).metadata.get("instaflow.training", "{}"))
+    except FormatError:
+        there = {}
+    if {name: there.get(name) for name in record} != json.loads(json.dumps(record)):
+        raise ValueError(
+            f"{out} is there already, and not a result of this run: there is no run to resume in {work_folder(out)}. "
+            "Give another name, or move that away."
         )
 
 
@@ -202,32 +236,34 @@ def _add_lora(unet: Any, config: StageConfig) -> None:
 
     unet.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # no device's: those would not be put back
         unet.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=_LORA_TARGETS))
 
 
-def _save_lora(unet: Any, path: Path) -> None:
-    """Write the adapter as a LoRA file for any loader, and merge it into the UNet."""
+def _save_lora(unet: Any, rank: int, path: Path) -> None:
+    """Write the adapter as a LoRA file that ComfyUI's loader reads, and merge it into the UNet."""
     from peft import get_peft_model_state_dict
 
     tensors = {f"unet.{name}": tensor.cpu() for name, tensor in get_peft_model_state_dict(unet).items()}
-    write_weights(tensors, path, {"format": "pt"})
+    write_weights(under_kohya_names(tensors, {"unet": rank}), path, {"format": "pt"})
     unet.fuse_lora()
     unet.unload_lora()
 
 
-def _trained(init: Checkpoint, unet: Any, config: StageConfig, info: SetInfo) -> Checkpoint:
-    """The checkpoint with the trained UNet, which says what it is and how it was made."""
-    stage, guidance = _RESULT[config.stage]
-    record = {
+def _record(init: Checkpoint, info: SetInfo, config: StageConfig) -> dict[str, Any]:
+    """What a checkpoint says of the stage that made it, but for its loop."""
+    return {
         "stage": config.stage,
         "from": json.loads(init.metadata.get("instaflow.training", "null")) or fingerprint(init.unet),
         "triplets": asdict(info),
         **{name: getattr(config, name) for name in _RECORDED},
-        **asdict(config.loop),
     }
-    dropped = ("instaflow.folder", "instaflow.renamed", "modelspec.title", "modelspec.prediction_type")
-    metadata = {name: value for name, value in init.metadata.items() if name not in dropped} | {
+
+
+def _trained(init: Checkpoint, unet: Any, record: dict[str, Any], info: SetInfo) -> Checkpoint:
+    """The checkpoint with the trained UNet, which says what it is and how it was made."""
+    stage, guidance = _RESULT[record["stage"]]
+    metadata = {name: value for name, value in init.metadata.items() if name not in _NOT_INHERITED} | {
         "instaflow.prediction": "velocity",
         "instaflow.stage": stage,
         "instaflow.guidance": guidance,

@@ -51,6 +51,7 @@ class SampleSheets:
         # Indices that no triplet has: the model has not been trained on this noise.
         self.noise = torch.stack([indexed_noise(seed, -1 - i, shape) for i in range(len(texts))])
         self.vae, self.unet, self.folder, self.preview = build_vae(init), unet, folder, preview
+        self.vae.enable_slicing()  # one picture at a time: a sheet must fit where the training does
         self.steps = steps
 
     def __call__(self, step: int) -> None:

@@ -51,14 +51,23 @@ def convert_lora(source: Path, destination: str | Path, force: bool = False) -> 
             _EXPECTED,
             "Use the LoRA as it is where ComfyUI's LoraLoader reads it, or merge it where it was made.",
         )
+    renamed = under_kohya_names(tensors, _scales(source, metadata))
+    write_weights(renamed, out, {"format": "pt"} | metadata)
+
+
+def under_kohya_names(tensors: Weights, scales: dict[str, float]) -> Weights:
+    """A LoRA's tensors under kohya's names, each layer with its alpha; what is no LoRA's is left out.
+
+    Args:
+        scales: the strength it was trained for (lora_alpha), of "unet" and "te", as far as it is known.
+    """
     renamed: Weights = {name: tensor for old, tensor in tensors.items() if (name := _kohya_name(old))}
-    scales = _scales(source, metadata)
     for name in [name for name in renamed if name.endswith(".lora_down.weight")]:
         layer = name.removesuffix(".lora_down.weight")
         alpha = scales.get("te" if layer.startswith("lora_te_") else "unet")
         if alpha is not None:
             renamed.setdefault(f"{layer}.alpha", torch.tensor(float(alpha)))
-    write_weights(renamed, out, {"format": "pt"} | metadata)
+    return renamed
 
 
 def _kohya_name(name: str) -> str | None:

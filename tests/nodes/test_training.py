@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,27 @@ def test_cancel_leaves_a_checkpoint_and_queueing_again_goes_on(host: Any, output
     parts, _ = train(host, "InstaFlowReflow", model, made, "parts", iterations=8)
     expected = whole.model.diffusion_model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.model.diffusion_model.state_dict().items())
+
+
+def test_a_trained_lora_is_read_by_the_hosts_own_loader(host: Any, output: Path, teacher: Any) -> None:
+    """Where it is merged is what the loader makes of the start and the file."""
+    model, clip, _ = teacher
+    made = triplets(host, teacher, "for-lora")
+    trained, _ = train(host, "InstaFlowReflow", model, made, "adapted", method="lora")
+    shutil.copy(
+        output / "checkpoints" / "adapted.training" / "lora.safetensors", host.base / "models/loras/own.safetensors"
+    )
+    patched, _ = host.run(
+        "LoraLoader", model=model, clip=clip, lora_name="own.safetensors", strength_model=1.0, strength_clip=0.0
+    )
+    before = {name: tensor.clone() for name, tensor in model.model.diffusion_model.state_dict().items()}
+    patched.patch_model()
+    expected = trained.model.diffusion_model.state_dict()
+    found = patched.model.diffusion_model.state_dict()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in found.items())
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name])
+    patched.unpatch_model()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/absolute", "", "a/../b", "con:"])

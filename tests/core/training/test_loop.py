@@ -202,10 +202,12 @@ def test_a_run_in_half_precision_resumes_bit_for_bit_and_leaves_a_module_that_co
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_nothing_of_a_run_is_alive_after_it(tmp_path, monkeypatch, cancelled):
     alive = list[weakref.ref[Any]]()
-    make = loop._optimizer
 
-    def watched(*arguments: Any) -> torch.optim.Optimizer:
-        alive.append(weakref.ref(made := make(*arguments)))
+    def watched(make: Any) -> Any:
+        def made(*arguments: Any, **more: Any) -> Any:
+            alive.append(weakref.ref(new := make(*arguments, **more)))
+            return new
+
         return made
 
     def cancel(*_: Any) -> None:
@@ -216,10 +218,8 @@ def test_nothing_of_a_run_is_alive_after_it(tmp_path, monkeypatch, cancelled):
         def make(self, step: int, part: BatchPart) -> torch.Tensor:
             return batch(step, part)
 
-    monkeypatch.setattr(loop, "_optimizer", watched)
-    monkeypatch.setattr(
-        loop, "AveragedModel", lambda *a, **k: alive.append(weakref.ref(m := AveragedModel(*a, **k))) or m
-    )
+    monkeypatch.setattr(loop, "new_optimizer", watched(loop.new_optimizer))
+    monkeypatch.setattr(loop, "AveragedModel", watched(AveragedModel))
 
     def train() -> None:
         module, batches = linear(), Batches()
@@ -305,7 +305,7 @@ def test_a_checkpoint_that_knows_fewer_settings_goes_on(tmp_path):
     torch.save(state, tmp_path / "state.pt")
     assert fit(linear(), batch, loss, CONFIG, tmp_path, resume=True).step == 12
     torch.save(state, tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="made with grad_clip 1.0, and this run has grad_clip 2.0"):
+    with pytest.raises(ValueError, match=r"made with grad_clip 1\.0, and this run has grad_clip 2\.0"):
         fit(linear(), batch, loss, replace(CONFIG, grad_clip=2.0), tmp_path, resume=True)
 
 

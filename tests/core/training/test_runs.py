@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,12 +107,39 @@ def test_a_lora_is_written_beside_the_merged_checkpoint(folder):
     merged, before = load(folder / "lora.safetensors").unet, load(folder / "flow.safetensors").unet
     adapter = load_file(folder / "lora.training" / "lora.safetensors")
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    down, up = (adapter[f"unet.{name}.lora_{side}.weight"] for side in "AB")
-    assert down.shape[0] == 4
+    down, up, alpha = (
+        adapter[f"lora_unet_{name.replace('.', '_')}.{end}"] for end in ("lora_down.weight", "lora_up.weight", "alpha")
+    )
+    assert down.shape[0] == alpha == 4
     torch.testing.assert_close(merged[f"{name}.weight"], before[f"{name}.weight"] + up @ down)
     assert torch.equal(merged["conv_in.weight"], before["conv_in.weight"])
     assert set(merged) == set(before)
     build_unet(load(folder / "lora.safetensors"))
+
+
+def test_a_result_of_another_origin_is_not_replaced(folder, capsys):
+    out = folder / "theirs.safetensors"
+    out.write_bytes((folder / "flow.safetensors").read_bytes())
+    command = [*training("reflow", folder, "teacher", out.name), "--resume"]
+    assert main(command) == 2
+    assert "not a result of this run" in capsys.readouterr().err
+    assert out.read_bytes() == (folder / "flow.safetensors").read_bytes()
+    out.unlink()
+    assert main(command) == 0
+    made = out.read_bytes()
+    shutil.rmtree(folder / "theirs.training")
+    assert main(command) == 0
+    assert out.read_bytes() == made
+    assert main([*command, "--seed", "3"]) == 2
+
+
+def test_the_metadata_of_the_start_is_inherited_where_it_still_holds(folder):
+    init = load(folder / "teacher.safetensors")
+    init.metadata |= {"modelspec.resolution": "512x512", "instaflow.license": "CC-BY"}
+    save(init, folder / "described.safetensors")
+    assert main(training("reflow", folder, "described", "inherits.safetensors")) == 0
+    metadata = load(folder / "inherits.safetensors").metadata
+    assert (metadata["modelspec.resolution"], metadata["instaflow.license"]) == ("64x64", "CC-BY")
 
 
 @pytest.mark.parametrize("name", ["stage", "method", "times", "loss"])
@@ -166,6 +194,8 @@ def test_bad_input_for_triplets_is_one_clear_line(folder, capsys, command, messa
         (("--triplets", "no-such-set"), "no set of triplets"),
         (("--on-policy", "1.5"), "on_policy is 1.5. Give a share from 0 to 1."),
         (("--loss", "lpips"), "VGG16, and they could not be downloaded"),
+        (("--out", "x.ckpt"), "x.ckpt is no name for a result"),
+        (("--precision", "fp16"), "The CPU does not train in fp16"),
         (("--lr", "1e30", "--warmup", "0"), "The loss is nan at iteration"),
     ],
 )
@@ -177,6 +207,12 @@ def test_bad_input_for_training_is_one_clear_line(folder, capsys, monkeypatch, t
     error = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
     assert message in error
     assert not (folder / "bad.safetensors").exists()
+
+
+def test_one_gpu_of_several_is_not_chosen_by_its_number(folder):
+    init, storage = load(folder / "teacher.safetensors"), Storage(str(folder / "teacher-set"))
+    with pytest.raises(ValueError, match="Give cuda, and hide the others: CUDA_VISIBLE_DEVICES=1"):
+        train(init, storage, StageConfig("reflow", LoopConfig(1)), folder / "x", device="cuda:1")
 
 
 @pytest.mark.parametrize(("side", "parts"), [(8, 1), (64, 16), (128, 64)])
