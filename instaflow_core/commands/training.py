@@ -56,6 +56,14 @@ def add_triplets(commands: Commands) -> None:
         "`name:column` names the column",
     )
     parser.add_argument("--count", type=int, required=True, help="how many triplets; prompts are used again as needed")
+    parser.add_argument(
+        "--empty-share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the triplets with no prompt, 0 to 1: what a flow needs that is to be guided; 0.1 is a good number "
+        "(default 0, as in the paper)",
+    )
     parser.add_argument("--steps", type=int, default=25, help="of the teacher (default 25)")
     parser.add_argument("--guidance", type=float, help="(default 5.0; 1.5 for a 2-rectified flow)")
     parser.add_argument("--width", type=int, help="in pixels (default: the teacher's native size)")
@@ -74,7 +82,7 @@ def _triplets(options: argparse.Namespace) -> None:
     guidance = options.guidance
     if guidance is None:
         guidance = 5.0 if teacher.prediction == "epsilon" else teacher.guidance
-    fields = ("count", "seed", "steps", "width", "height", "batch_size")
+    fields = ("count", "seed", "steps", "width", "height", "batch_size", "empty_share")
     values = {name: getattr(options, name) for name in fields}
     config = SetConfig(guidance=guidance, dtype=DTYPES[options.dtype], **values)
     storage, info = Storage(options.out), describe_set(teacher, config, prompts)
@@ -84,7 +92,7 @@ def _triplets(options: argparse.Namespace) -> None:
     where = str(state.device) if state.num_processes > 1 else options.device
     part, parts = state.process_index, state.num_processes
     silent = None if state.is_main_process else True
-    with tqdm(total=writer.count(part, parts), unit=" images", disable=silent) as bar:
+    with tqdm(total=writer.count_of(part, parts), unit=" images", disable=silent) as bar:
         make_set(writer, teacher, config, prompts, where, bar.update, part, parts)
     state.wait_for_everyone()
     if state.is_main_process:

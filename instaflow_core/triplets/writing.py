@@ -6,7 +6,7 @@ several processes each make their own shards.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,13 +18,18 @@ from ..weights.checkpoint import Checkpoint
 from ..weights.files import fingerprint
 from ..weights.modules import build_text_encoder, build_unet
 from .format import SET_FILE, SetInfo, Triplets, format_info, format_shard, parse_info, shard_name
+from .prompts import with_empty
 from .storage import Storage
 
 
 @dataclass(frozen=True)
 class SetConfig:
     """A set to make: how many triplets, from which noise, by how many steps at which guidance, in pixels of which size
-    (None: the teacher's own), so many at once, computed in `dtype`."""
+    (None: the teacher's own), so many at once, by a network that computes in `dtype`.
+
+    empty_share: of the triplets, 0 to 1, which have the empty prompt. A flow learns from these what it draws without a
+    caption, which is what guidance leads away from.
+    """
 
     count: int
     seed: int = 0
@@ -34,6 +39,7 @@ class SetConfig:
     height: int | None = None
     batch_size: int = 8
     dtype: torch.dtype = torch.float32
+    empty_share: float = 0.0
 
 
 Generate = Callable[[list[str], Tensor], Tensor]
@@ -55,10 +61,10 @@ class SetWriter:
             storage.write(SET_FILE, format_info(info))
             return
         there = parse_info(storage.read(SET_FILE))
-        if there != info:
+        if _identity(there) != _identity(info):
             raise ValueError(f"{storage} holds {there}, and this run would make {info}. Choose another folder.")
 
-    def count(self, part: int, parts: int) -> int:
+    def count_of(self, part: int, parts: int) -> int:
         """How many triplets are in the shards of one of several processes."""
         return sum(len(self.info.indices(shard)) for shard in range(part, self.info.shards, parts))
 
@@ -103,6 +109,12 @@ class SetWriter:
             self.storage.write(shard_name(shard), format_shard(triplets))
 
 
+def _identity(info: SetInfo) -> SetInfo:
+    """What must be the same when a set is gone on with: all but how many pictures were made at once, which a machine of
+    less memory may have to lower."""
+    return replace(info, source={name: value for name, value in info.source.items() if name != "batch_size"})
+
+
 def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str]) -> SetInfo:
     """What the set of this teacher and these prompts says of itself, and so what must be the same when it is gone on
     with.
@@ -113,6 +125,8 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
     for name in ("count", "steps", "batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}. Give 1 or more.")
+    if not 0 <= config.empty_share < 1:
+        raise ValueError(f"empty_share is {config.empty_share}. Give a share from 0 to 1, such as 0.1.")
     unit = teacher.latent_downscale
     width, height = config.width or teacher.native_size, config.height or teacher.native_size
     if width % unit or height % unit:
@@ -128,6 +142,8 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
         "dtype": str(config.dtype).removeprefix("torch."),
         "prompts": digest(prompts),
     }
+    if config.empty_share:
+        source["empty_share"] = config.empty_share
     return SetInfo(config.count, config.seed, teacher.latent_shape(width, height), source=source)
 
 
@@ -154,19 +170,24 @@ def make_set(
     encoder = build_text_encoder(teacher, config.dtype).to(device)
     unet = build_unet(teacher, config.dtype).to(device)
     generate = latent_maker(encoder, unet, teacher.prediction, config.steps, config.guidance)
+    if config.empty_share:
+        prompts = with_empty(prompts, config.count, config.empty_share)
     writer.write(prompts, _finite(generate), config.batch_size, progress, part, parts)
 
 
 def latent_maker(text_encoder: Any, unet: Any, prediction: str, steps: int, guidance: float) -> Generate:
     """What `SetWriter.write` makes latents with: `sample_latents`, guided away from the empty prompt, on the UNet's
-    device and in its type."""
+    device. The UNet computes in its own type, the solver in float32: in half precision each step would round the
+    latents to eight bits, and they would start from another noise than the set says."""
     empty, weight = encode_prompts(text_encoder, [""]), next(unet.parameters())
+
+    def predict(x: Tensor, timesteps: Tensor, **more: Any) -> tuple[Tensor]:
+        return (unet(x.to(weight.dtype), timesteps, **more)[0].float(),)
 
     @torch.no_grad()
     def generate(texts: list[str], noise: Tensor) -> Tensor:
         states = encode_prompts(text_encoder, texts)
-        noise = noise.to(weight.device, weight.dtype)
-        return sample_latents(unet, prediction, states, empty, noise, steps, guidance)
+        return sample_latents(predict, prediction, states, empty, noise.to(weight.device), steps, guidance)
 
     return generate
 

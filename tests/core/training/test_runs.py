@@ -1,23 +1,14 @@
 """The paper's three steps through the command line, on a small random model and on the built-in teacher."""
 
-import hashlib
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_models import small_checkpoint
+from small_runs import content, training, triplets
 
 from instaflow_core.__main__ import main
 from instaflow_core.shapes.making.anatomy import new_vae
@@ -25,45 +16,11 @@ from instaflow_core.training.loop import LoopConfig
 from instaflow_core.training.objectives import perceptual_loss
 from instaflow_core.training.runs import StageConfig, equal_parts, train
 from instaflow_core.triplets.format import SetInfo
-from instaflow_core.triplets.prompts import read_prompts
 from instaflow_core.triplets.storage import Storage
 from instaflow_core.triplets.writing import SetWriter
 from instaflow_core.weights.checkpoint import load
 from instaflow_core.weights.modules import build_unet
 from instaflow_core.weights.saving import save
-
-ROOT = Path(__file__).resolve().parents[3]
-PROMPTS = ["a red star on a blue background", "a green ring on a white background", "a black heart on a red background"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """teacher.safetensors and flow.safetensors (random), prompts.txt, and teacher-set, 10 triplets of the teacher."""
-    place = tmp_path_factory.mktemp("runs")
-    save(small_checkpoint("teacher", "epsilon"), place / "teacher.safetensors")
-    save(small_checkpoint("2-rectified-flow", seed=1), place / "flow.safetensors")
-    (place / "prompts.txt").write_text("\n".join([*PROMPTS, "", ""]))
-    assert main(triplets(place, "teacher", "teacher-set")) == 0
-    return place
-
-
-def triplets(place: Path, teacher: str, out: str, *more: str) -> list[str]:
-    sizes = ["--count", "10", "--steps", "2", "--batch-size", "3", "--seed", "7", "--device", "cpu"]
-    names = ["--teacher", str(place / f"{teacher}.safetensors"), "--prompts", str(place / "prompts.txt")]
-    return ["triplets", *names, *sizes, "--out", str(place / out), *more]
-
-
-def training(stage: str, place: Path, init: str, out: str, *more: str) -> list[str]:
-    names = ["--init", str(place / f"{init}.safetensors"), "--triplets", str(place / "teacher-set")]
-    numbers = ["--iterations", "6", "--batch-size", "4", "--lr", "1e-3", "--warmup", "2", "--ema", "0.9"]
-    rest = ["--checkpoint-every", "2", "--sample-every", "3", "--device", "cpu", "--out", str(place / out)]
-    return [stage, *names, *numbers, *rest, *more]
-
-
-def content(place: Path) -> dict[str, str]:
-    """A digest of every result under a folder, by its name relative to it: of all files but the checkpoint."""
-    files = (path for path in place.rglob("*") if path.is_file() and path.name != "state.pt")
-    return {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +72,17 @@ def test_a_lora_is_written_beside_the_merged_checkpoint(folder):
     assert torch.equal(merged["conv_in.weight"], before["conv_in.weight"])
     assert set(merged) == set(before)
     build_unet(load(folder / "lora.safetensors"))
+
+
+def test_a_resumed_lora_is_the_undisturbed_one_bit_for_bit(folder):
+    command = training("distill", folder, "flow", "x", "--method", "lora", "--rank", "4", "--resume", "--out")
+    assert main([*command, str(folder / "lora-whole.safetensors")]) == 0
+    assert main([*command, str(folder / "lora-parts.safetensors"), "--iterations", "3"]) == 0
+    (folder / "lora-parts.safetensors").unlink()
+    assert main([*command, str(folder / "lora-parts.safetensors")]) == 0
+    for name in ("{}.safetensors", "{}.training/lora.safetensors"):
+        whole, parts = (folder / name.format(run) for run in ("lora-whole", "lora-parts"))
+        assert whole.read_bytes() == parts.read_bytes()
 
 
 def test_a_result_of_another_origin_is_not_replaced(folder, capsys):
@@ -221,19 +189,6 @@ def test_a_batch_is_taken_in_parts_that_fit_a_gpu(tmp_path, side, parts):
     assert equal_parts(64, Storage(tmp_path)) == parts
 
 
-def test_prompts_come_from_any_column(tmp_path):
-    (tmp_path / "data.csv").write_text("caption,other\none,1\ntwo,2\n")
-    assert read_prompts(str(tmp_path / "data.csv"), 5) == ["one", "two"]
-    assert read_prompts(str(tmp_path / "data.csv:other"), 1) == ["1"]
-    with pytest.raises(ValueError, match="has the columns caption, other, and none is third"):
-        read_prompts(str(tmp_path / "data.csv:third"), 1)
-    with pytest.raises(ValueError, match="There is no file"):
-        read_prompts(str(tmp_path / "none.csv:third"), 1)
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match="holds no prompts"):
-        read_prompts(str(tmp_path / "empty.txt"), 1)
-
-
 def test_a_perceptual_loss_looks_at_decoded_pictures():
     """LPIPS itself, with untrained features: those of VGG are a download."""
     from lpips import LPIPS
@@ -246,68 +201,3 @@ def test_a_perceptual_loss_looks_at_decoded_pictures():
     assert distance(x, x) == 0
     distance(moved, x).backward()
     assert moved.grad.abs().sum() > 0
-
-
-def run(command: list[str], *, launcher: tuple[str, ...] = ("-m", "instaflow_core")) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *launcher, *command], env=environment, cwd=ROOT)
-
-
-def test_killed_runs_end_as_undisturbed_ones(folder, tmp_path):
-    """SIGKILL at random moments of all three commands, each started again until it is through."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")  # shown when the test fails
-    moments = random.Random(seed)
-
-    def commands(place: Path) -> list[tuple[list[str], int]]:
-        made = triplets(folder, "teacher", "x", "--count", "700", "--steps", "4", "--out", str(place / "set"))
-        many = ("--iterations", "60", "--checkpoint-every", "5", "--sample-every", "20", "--resume")
-        over = ("--triplets", str(place / "set"))
-        reflow = training("reflow", folder, "teacher", "x", *many, *over, "--out", str(place / "2rf.safetensors"))
-        many += ("--on-policy", "0.5")
-        distill = training("distill", place, "2rf", "x", *many, *over, "--out", str(place / "one.safetensors"))
-        return [(made, 2), (reflow, 2), (distill, 2)]
-
-    for command, _ in commands(tmp_path / "whole"):
-        assert main(command) == 0
-    (tmp_path / "killed").mkdir()
-    for command, kills in commands(tmp_path / "killed"):
-        for _ in range(kills):
-            process = run(command)
-            time.sleep(moments.uniform(4, 12))  # from before the first write to after the last, as the machine goes
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert run(command).wait() == 0
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-
-
-def losses(place: Path, name: str) -> torch.Tensor:
-    lines = (place / f"{name}.training" / "loss.csv").read_text().splitlines()[1:]
-    return torch.tensor([float(line.split(",")[1]) for line in lines])
-
-
-def test_two_processes_give_what_one_gives(folder, tmp_path):
-    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    launch += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "instaflow_core")
-    made = triplets(folder, "teacher", "shared-set", "--count", "600")
-    assert main([*made, "--out", str(tmp_path / "one-set")]) == 0
-    assert run([*made, "--out", str(tmp_path / "two-set")], launcher=launch).wait() == 0
-    assert content(tmp_path / "one-set") == content(tmp_path / "two-set")
-    for stage, init, more in (("reflow", "teacher", ()), ("distill", "flow", ("--on-policy", "0.5"))):
-        command = training(stage, folder, init, "x", "--sample-every", "0", *more)
-        assert main([*command, "--out", str(tmp_path / f"{stage}-1.safetensors")]) == 0
-        assert run([*command, "--out", str(tmp_path / f"{stage}-2.safetensors")], launcher=launch).wait() == 0
-        torch.testing.assert_close(losses(tmp_path, f"{stage}-2"), losses(tmp_path, f"{stage}-1"))
-        one, two = (load(tmp_path / f"{stage}-{n}.safetensors").unet for n in (1, 2))
-        for name, tensor in one.items():
-            torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3)
-
-
-def test_ctrl_c_leaves_a_checkpoint_of_that_step(folder: Path) -> None:
-    command: Any = training("reflow", folder, "teacher", "stopped.safetensors", "--iterations", "100000")
-    process = run([*command, "--checkpoint-every", "100000", "--sample-every", "0"])
-    time.sleep(15)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 130
-    state = torch.load(folder / "stopped.training" / "state.pt", weights_only=True)
-    assert state["step"] == len(state["losses"]) > 0

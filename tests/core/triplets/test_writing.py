@@ -1,13 +1,19 @@
+"""Making sets: the same however often it is stopped and however many make it."""
+
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from datasets import load_dataset
+from small_models import small_checkpoint
+from torch import nn
 
 from instaflow_core.flow.noise import indexed_noise
+from instaflow_core.shapes.making.anatomy import new_text_encoder
 from instaflow_core.triplets.format import SetInfo, read_info
 from instaflow_core.triplets.storage import Storage
-from instaflow_core.triplets.writing import SetWriter, digest
+from instaflow_core.triplets.writing import SetConfig, SetWriter, describe_set, digest, latent_maker, make_set
 
 INFO = SetInfo(count=23, seed=4, latent_shape=(4, 2, 3), shard_size=5, source={"teacher": "test"})
 PROMPTS = ["one", "two, with a comma", "drei Ü"]
@@ -74,6 +80,49 @@ def test_another_set_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="Choose another folder"):
         SetWriter(Storage(tmp_path), replace(INFO, seed=5)).write(PROMPTS, double, 8)
     assert files(tmp_path) == before
+
+
+def test_a_set_goes_on_with_another_batch_size(tmp_path):
+    """After an out-of-memory error, say."""
+    info = replace(INFO, source={"teacher": "test", "batch_size": 8})
+    SetWriter(Storage(tmp_path), info)
+    smaller = replace(INFO, source={"teacher": "test", "batch_size": 2})
+    SetWriter(Storage(tmp_path), smaller).write(PROMPTS, double, 2)
+    assert read_info(Storage(tmp_path)) == info
+
+
+def test_the_teacher_decides_on_the_set_and_a_share_of_empty_prompts_is_told(tmp_path):
+    teacher = small_checkpoint("teacher", "epsilon")
+    config = SetConfig(count=20, steps=1, guidance=2.0)
+    plain = describe_set(teacher, config, PROMPTS)
+    assert "empty_share" not in plain.source
+    config = replace(config, empty_share=0.1)
+    info = describe_set(teacher, config, PROMPTS)
+    assert info.source == plain.source | {"empty_share": 0.1}
+    make_set(SetWriter(Storage(tmp_path), info), teacher, config, PROMPTS)
+    texts = [row["text"] for row in rows(tmp_path)]
+    assert [i for i, text in enumerate(texts) if not text] == [9, 19]
+    with pytest.raises(ValueError, match="Give a share from 0 to 1"):
+        describe_set(teacher, replace(config, empty_share=1.0), PROMPTS)
+
+
+def test_the_solver_keeps_float32_whatever_the_network_computes_in():
+    """In bfloat16 a thousand steps of 0.001 would be rounded away."""
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+            self.asked = set[torch.dtype]()
+
+        def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+            self.asked.add(x.dtype)
+            return (torch.ones_like(x) * self.weight,)
+
+    unet, noise = Constant(), INFO.noise([0, 1])
+    latents = latent_maker(new_text_encoder(0).eval(), unet, "velocity", 1000, 1.0)(["a", "b"], noise)
+    torch.testing.assert_close(latents, noise + 1, atol=1e-4, rtol=0)
+    assert unet.asked == {torch.bfloat16}
 
 
 def test_no_prompts_is_an_error(tmp_path):
