@@ -6,6 +6,7 @@ start down to its end. The UNet still predicts noise; from that and the window's
 
 import math
 
+import torch
 from torch import Tensor
 
 PREDICTIONS = ("diff_eps", "ddim_eps")
@@ -40,6 +41,9 @@ def window_velocity(
     """dx / dlevel inside the window: (x_end - x) / (end - level), with x_end = lambda x + eta eps (the paper's
     parametrization of the velocity by the noise, as its published scheduler computes it).
 
+    That is a x + b output with two numbers for each latent, which are computed in float64 on the CPU: not every
+    accelerator has float64.
+
     Args:
         x, output: (B, C, H, W), the state and what the UNet says of it.
         level: (B, 1, 1, 1), in (0, 1].
@@ -51,7 +55,8 @@ def window_velocity(
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"Unknown prediction {prediction!r}; expected one of {', '.join(PREDICTIONS)}.")
-    start = ((level.double() - 0.1 / _TIMESTEPS) * windows).ceil().clamp(1, windows) / windows
+    alphas_cumprod, level = alphas_cumprod.cpu().double(), level.cpu().double()
+    start = ((level - 0.1 / _TIMESTEPS) * windows).ceil().clamp(1, windows) / windows
     end = start - 1 / windows
     alpha_start, alpha_end = _alpha(alphas_cumprod, start), _alpha(alphas_cumprod, end)
     scale = (alpha_end / alpha_start).sqrt()
@@ -60,10 +65,12 @@ def window_velocity(
     else:
         shift = (1 - alpha_end).sqrt() - (1 - alpha_start).sqrt() * scale
     whole = scale * (level - start) + (end - level)
-    x_end = scale * (end - start) / whole * x + shift * (end - level) / whole * output
-    return ((x_end - x) / (end - level)).to(x.dtype)
+    of_x = (scale * (end - start) / whole - 1) / (end - level)
+    of_output = shift / whole
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return (of_x.to(exact).to(x.device) * x + of_output.to(exact).to(x.device) * output).to(x.dtype)
 
 
 def _alpha(alphas_cumprod: Tensor, level: Tensor) -> Tensor:
     index = (level * _TIMESTEPS - 1 + 1e-6).long().clamp(min=0)
-    return alphas_cumprod.to(level.device).double()[index]
+    return alphas_cumprod[index]

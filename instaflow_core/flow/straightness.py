@@ -1,6 +1,6 @@
 """How straight trajectories from noise to data are (section 2 of the paper): 0 where one Euler step is exact."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,16 +47,35 @@ def straightness(states: Sequence[Tensor], times: Tensor) -> Straightness:
         raise ValueError(
             f"There are {len(states)} states for {len(times)} times. Give one time for each state, and two or more."
         )
-    times = times.double().cpu()
+    # Not every accelerator has float64: there in float32, and what is left, a number for each latent, on the CPU.
+    exact = torch.promote_types(states[0].dtype, torch.float32)
+    times = times.cpu().double()
     durations = times.diff()
-    whole = (states[-1] - states[0]).double() / (times[-1] - times[0]).item()
+    whole = (states[-1] - states[0]).to(exact) / (times[-1] - times[0]).item()
     deviations = [
-        (whole - (after - before).double() / duration).square().mean().cpu()
+        (whole - (after - before).to(exact) / duration).square().flatten(1).mean(1).cpu().double().mean()
         for before, after, duration in zip(states, states[1:], durations.tolist(), strict=False)
     ]
     curve = torch.stack(deviations)
     value = float((curve * durations).sum() / durations.sum())
     return Straightness(value, (times[1:] + times[:-1]) / 2, curve)
+
+
+def mean_straightness(paths: Iterable[Straightness]) -> Straightness:
+    """The straightness of many latents from that of each: the same as of all at once, with the states of one in memory.
+
+    Args:
+        paths: each over the same times and of equally many latents; may be a generator.
+
+    Raises:
+        ValueError: there are none.
+    """
+    count, value, curve, times = 0, 0.0, torch.zeros(()), torch.zeros(0)
+    for path in paths:
+        count, value, curve, times = count + 1, value + path.value, curve + path.curve, path.times
+    if not count:
+        raise ValueError("There are no paths to average over. Give one or more.")
+    return Straightness(value / count, times, curve / count)
 
 
 def flow_trajectory(

@@ -1,15 +1,24 @@
-"""A line chart drawn with Pillow alone: hosts have no plotting library."""
+"""Line charts, by matplotlib's object interface: no pyplot, and no setting that outlives a chart."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .style import GRID, INK, LINES, PAPER, Color
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Points = tuple[Sequence[float], Sequence[float]]
 """Abscissae and ordinates of one line, equally many."""
 
-_COLORS = ((31, 119, 180), (214, 96, 20), (44, 140, 60), (148, 60, 160), (120, 90, 70))
-_INK, _GRID, _PAPER = (40, 40, 40), (222, 222, 222), (255, 255, 255)
+_Numbers = NDArray[np.float64]
+_FAINT = 0.35
+"""The opacity of a line that lies under its smoothed one."""
 
 
 def draw_curve(
@@ -19,111 +28,136 @@ def draw_curve(
     y_label: str = "",
     size: tuple[int, int] = (768, 512),
     y_from: float | None = None,
+    log_y: bool = False,
+    smooth: bool = False,
 ) -> Image.Image:
-    """Lines over common axes, with ticks at round numbers and, for more than one line, a legend.
+    """Lines over common axes; for more than one line, a legend. The same input gives the same picture.
 
     Args:
-        series: a name for each line and its points. A line breaks where an ordinate is not finite.
+        series: a name for each line and its points, in the order they are joined. A line breaks where a point is not
+            finite; a point alone between two gaps is a dot.
         size: width and height in pixels; letters grow with it.
         y_from: a value the vertical axis reaches down to at least; None lets it begin near the lowest point.
+        log_y: a logarithmic vertical axis, unless a value (or y_from) is not positive: then it is linear.
+        smooth: draw each line faint and its `smoothed` one over it.
 
     Raises:
         ValueError: there is no finite point to draw, or a line's abscissae and ordinates differ in number.
     """
-    lines = [(name, *_numbers(name, points)) for name, points in series.items()]
-    finite = [(x, y) for _, xs, ys in lines for x, y in zip(xs, ys, strict=True) if math.isfinite(x + y)]
-    if not finite:
+    with _own_settings():
+        figure = plot(series, title, x_label, y_label, size, y_from, log_y, smooth)
+        figure.canvas.draw()
+        pixels: Any = figure.canvas
+        return Image.fromarray(np.array(pixels.buffer_rgba())[..., :3])
+
+
+def plot(
+    series: Mapping[str, Points],
+    title: str,
+    x_label: str,
+    y_label: str,
+    size: tuple[int, int],
+    y_from: float | None,
+    log_y: bool,
+    smooth: bool,
+) -> "Figure":
+    """The chart of `draw_curve`, not drawn yet."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = {name: _numbers(name, points) for name, points in series.items()}
+    values = np.concatenate([y[np.isfinite(y)] for _, y in lines.values()]) if lines else np.empty(0)
+    if not len(values):
         raise ValueError("There is nothing to draw: no line has a finite point. Give at least one.")
-    all_x, all_y = zip(*finite, strict=True)
-    lowest = min(all_y) if y_from is None else min(y_from, *all_y)
-    x_ticks, y_ticks = _ticks(min(all_x), max(all_x)), _ticks(lowest, max(all_y))
-    picture = Image.new("RGB", size, _PAPER)
-    frame = _Frame(picture, x_ticks, y_ticks)
-    frame.draw_axes(title, x_label, y_label)
-    for i, (_, xs, ys) in enumerate(lines):
-        frame.draw_line(xs, ys, _COLORS[i % len(_COLORS)])
+    dpi = 100 * min(size[0] / 768, size[1] / 512)
+    # A hair more than the size: the canvas cuts a fraction of a pixel off.
+    figure = Figure(figsize=((size[0] + 1e-6) / dpi, (size[1] + 1e-6) / dpi), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for i, (name, (x, y)) in enumerate(lines.items()):
+        color, short = _hex(LINES[i % len(LINES)]), _thinned(x, y, 2 * size[0])
+        axes.plot(*short, color=color, label=name, alpha=_FAINT if smooth else 1, linewidth=0.8 if smooth else 2)
+        axes.plot(*_alone(x, y), ".", color=color)
+        if smooth:
+            axes.plot(*_thinned(x, smoothed(y), 2 * size[0]), color=color, linewidth=2, zorder=3)
+    if log_y and min(values.min(), values.min() if y_from is None else y_from) > 0:
+        axes.set_yscale("log")
+    if y_from is not None:
+        axes.set_ylim(bottom=min(y_from, values.min()))
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    words = [axes.title, axes.xaxis.label, axes.yaxis.label]
     if len(lines) > 1:
-        frame.draw_legend([name for name, _, _ in lines])
-    return picture
+        legend = axes.legend(axes.get_lines()[:: 3 if smooth else 2], list(lines))
+        for line in legend.get_lines():
+            line.set(alpha=1, linewidth=2)
+        words += legend.get_texts()
+    for text in words:
+        text.set_parse_math(False)  # a dollar in the name of a run begins no formula
+    return figure
 
 
-def _numbers(name: str, points: Points) -> tuple[list[float], list[float]]:
-    xs, ys = ([float(value) for value in values] for values in points)
-    if len(xs) != len(ys):
-        raise ValueError(f"The line {name!r} has {len(xs)} abscissae and {len(ys)} ordinates. Give one for each.")
-    return xs, ys
+def smoothed(values: _Numbers) -> _Numbers:
+    """The exponential moving average of all finite values so far, each weighing 1 - 1/n of the next, n a fiftieth of
+    their number: m_i = (sum_j<=i b^(i-j) v_j) / (sum_j<=i b^(i-j)), b = 1 - 1/n. So it starts at the first value
+    and not at 0. Values that are not finite stay as they are and count for nothing.
+    """
+    decay = 1 - 1 / max(1, len(values) // 50)
+    result, total, weight = values.copy(), 0.0, 0.0
+    for i in np.flatnonzero(np.isfinite(values)):
+        total, weight = decay * total + float(values[i]), decay * weight + 1
+        result[i] = total / weight
+    return result
 
 
-def _ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from at or below `low` to at or above `high`."""
-    if high == low:
-        high = low + (abs(low) or 1.0)
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, last + 1)]
+def _numbers(name: str, points: Points) -> tuple[_Numbers, _Numbers]:
+    """A line's abscissae and ordinates; the ordinate of a point that is not finite is NaN."""
+    x, y = (np.asarray(values, dtype=np.float64) for values in points)
+    if len(x) != len(y):
+        raise ValueError(f"The line {name!r} has {len(x)} abscissae and {len(y)} ordinates. Give one for each.")
+    return x, np.where(np.isfinite(x + y), y, np.nan)
 
 
-class _Frame:
-    """The axes: from values to pixels."""
+def _thinned(x: _Numbers, y: _Numbers, most: int) -> tuple[_Numbers, _Numbers]:
+    """The line with about `most` points or fewer: of each stretch its lowest and its highest, in their order.
 
-    def __init__(self, picture: Image.Image, x_ticks: list[float], y_ticks: list[float]) -> None:
-        width, height = picture.size
-        self.picture, self.draw = picture, ImageDraw.Draw(picture)
-        self.x_ticks, self.y_ticks = x_ticks, y_ticks
-        self.em = max(10, min(width, height) // 28)
-        self.font = ImageFont.load_default(self.em)
-        widest = max(self.font.getlength(f"{tick:.4g}") for tick in y_ticks)
-        self.left, self.right = widest + 3 * self.em, width - 1.5 * self.em
-        self.top, self.bottom = 3 * self.em, height - 4 * self.em
+    Where a stretch is narrower than a pixel they cover what all of its points would. A stretch with a gap keeps one.
+    """
+    stretch = -(-2 * len(y) // most)
+    if stretch <= 2:
+        return x, y
+    kept = []
+    for start in range(0, len(y), stretch):
+        part = y[start : start + stretch]
+        gap = np.isnan(part)
+        extremes = {int(part.argmin()), int(part.argmax())} if not gap.any() else {int(gap.argmax())}
+        if gap.any() and not gap.all():
+            extremes |= {int(np.nanargmin(part)), int(np.nanargmax(part))}
+        kept += [start + i for i in sorted(extremes)]
+    return x[kept], y[kept]
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        across = (x - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
-        up = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - self.top)
 
-    def draw_axes(self, title: str, x_label: str, y_label: str) -> None:
-        em, middle = self.em, (self.left + self.right) / 2
-        for tick in self.x_ticks:
-            x, _ = self.at(tick, self.y_ticks[0])
-            self.draw.line([(x, self.top), (x, self.bottom)], _GRID)
-            self.draw.text((x, self.bottom + em / 2), f"{tick:.4g}", _INK, self.font, anchor="ma")
-        for tick in self.y_ticks:
-            _, y = self.at(self.x_ticks[0], tick)
-            self.draw.line([(self.left, y), (self.right, y)], _GRID)
-            self.draw.text((self.left - em / 2, y), f"{tick:.4g}", _INK, self.font, anchor="rm")
-        self.draw.line([(self.left, self.top), (self.left, self.bottom), (self.right, self.bottom)], _INK)
-        self.draw.text((middle, self.top - em), title, _INK, ImageFont.load_default(int(1.2 * em)), anchor="md")
-        self.draw.text((middle, self.bottom + 2 * em), x_label, _INK, self.font, anchor="ma")
-        self._draw_upwards(y_label)
+def _alone(x: _Numbers, y: _Numbers) -> tuple[_Numbers, _Numbers]:
+    """The points that no line reaches: those with a gap, or the line's end, on both sides."""
+    drawn = np.pad(~np.isnan(y), 1)
+    alone = drawn[1:-1] & ~drawn[:-2] & ~drawn[2:]
+    return x[alone], y[alone]
 
-    def _draw_upwards(self, text: str) -> None:
-        """Text that runs upwards, beside the middle of the vertical axis."""
-        length = int(self.font.getlength(text)) + 1
-        label = Image.new("RGB", (length, int(1.5 * self.em)), _PAPER)
-        ImageDraw.Draw(label).text((0, 0), text, _INK, self.font)
-        turned = label.rotate(90, expand=True)
-        self.picture.paste(turned, (self.em // 2, int((self.top + self.bottom - length) / 2)))
 
-    def draw_line(self, xs: list[float], ys: list[float], color: tuple[int, int, int]) -> None:
-        """Points joined by a line; a lone point between gaps is a dot."""
-        run: list[tuple[float, float]] = []
-        for x, y in [*zip(xs, ys, strict=True), (math.nan, math.nan)]:
-            if math.isfinite(x + y):
-                run.append(self.at(x, y))
-                continue
-            if len(run) == 1:
-                self.draw.circle(run[0], self.em / 4, fill=color)
-            elif run:
-                self.draw.line(run, color, width=max(2, self.em // 6), joint="curve")
-            run = []
+def _hex(color: Color) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
-    def draw_legend(self, names: list[str]) -> None:
-        """The lines' names in the upper right corner."""
-        for i, name in enumerate(names):
-            y = self.top + (i + 0.8) * 1.4 * self.em
-            start = self.right - self.font.getlength(name) - 3 * self.em
-            color = _COLORS[i % len(_COLORS)]
-            self.draw.line([(start, y), (start + 1.5 * self.em, y)], color, width=max(2, self.em // 6))
-            self.draw.text((start + 2 * self.em, y), name, _INK, self.font, anchor="lm")
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """matplotlib's defaults and our colours, whatever a user's file or another extension has set, and theirs again."""
+    import matplotlib.style
+
+    ink, paper, grid = _hex(INK), _hex(PAPER), _hex(GRID)
+    settings = {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), paper),
+        **{"axes.grid": True, "axes.axisbelow": True, "grid.color": grid, "legend.edgecolor": grid},
+        **{"axes.spines.top": False, "axes.spines.right": False},
+    }
+    with matplotlib.style.context(["default", settings]):
+        yield

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-_INK, _PAPER = (235, 235, 235), (28, 28, 32)
+from .style import INK, PAPER
 
 
 def labelled_row(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
@@ -19,13 +19,13 @@ def labelled_row(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Imag
     font = _fitting(labels, width)
     line = int(1.35 * font.size)
     band = line * max(len(label.splitlines()) for label in labels) + gap
-    row = Image.new("RGB", (len(pictures) * (width + gap) + gap, height + band + 2 * gap), _PAPER)
+    row = Image.new("RGB", (len(pictures) * (width + gap) + gap, height + band + 2 * gap), PAPER)
     draw = ImageDraw.Draw(row)
     for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         left = gap + i * (width + gap)
         row.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (left, gap))
         for n, text in enumerate(label.splitlines()):
-            draw.text((left + width / 2, 2 * gap + height + n * line), text, _INK, font, anchor="ma")
+            draw.text((left + width / 2, 2 * gap + height + n * line), text, INK, font, anchor="ma")
     return row
 
 

@@ -21,11 +21,13 @@ from ..weights.modules import build_vae
 
 
 def draw_losses(losses: Sequence[float], title: str) -> Image.Image:
-    """The loss over the iterations, as means of up to 200 stretches: single batches differ too much to read."""
-    stretch = max(1, len(losses) // 200)
-    starts = range(0, len(losses), stretch)
-    means = [sum(losses[i : i + stretch]) / len(losses[i : i + stretch]) for i in starts]
-    return draw_curve({"loss": ([i + 1 for i in starts], means)}, title, "iteration", "loss")
+    """The loss over the iterations, faint, and smoothed over it; on a logarithmic axis where every loss is positive.
+
+    Raises:
+        ValueError: no loss is finite.
+    """
+    iterations = range(1, len(losses) + 1)
+    return draw_curve({"loss": (iterations, losses)}, title, "iteration", "loss", log_y=True, smooth=True)
 
 
 class SampleSheets:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from no_float64 import on_device
 
 from instaflow_core.flow.diffusion import noise_schedule
 from instaflow_core.flow.perflow import PREDICTIONS, window_levels, window_velocity
@@ -47,6 +48,17 @@ def test_each_latent_of_a_batch_has_its_own_window():
     for i in range(3):
         alone = window_velocity(x[i : i + 1], eps[i : i + 1], levels[i : i + 1], 4, ALPHAS, "diff_eps")
         torch.testing.assert_close(together[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_device_without_float64_has_the_same_velocity(prediction):
+    x, eps = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    levels = torch.tensor([1.0, 0.6, 0.25]).view(3, 1, 1, 1)
+    wanted = window_velocity(x.double(), eps.double(), levels, 4, ALPHAS, prediction)
+    schedule = on_device(ALPHAS.float())
+    found = window_velocity(on_device(x), on_device(eps), on_device(levels), 4, schedule, prediction)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.as_subclass(torch.Tensor).double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,17 @@ import math
 
 import pytest
 import torch
+from no_float64 import on_device
 
 from instaflow_core.flow.diffusion import noise_schedule
 from instaflow_core.flow.noise import draw_noise
 from instaflow_core.flow.solvers import time_grid
-from instaflow_core.flow.straightness import diffusion_trajectory, flow_trajectory, straightness
+from instaflow_core.flow.straightness import (
+    diffusion_trajectory,
+    flow_trajectory,
+    mean_straightness,
+    straightness,
+)
 
 X_0 = draw_noise(1, (3, 4, 2, 2)).double()
 
@@ -109,3 +115,29 @@ def test_a_teacher_of_gaussian_data():
     whole = (f[-1] - f[0]) / (t[-1] - t[0])
     expected = (slope - whole).square().mean() * states[0].square().mean() / f[0] ** 2
     assert straightness(states, times).value == pytest.approx(float(expected), rel=0.02)
+
+
+# --- many paths, and devices ---
+
+
+def test_paths_one_at_a_time_give_what_all_at_once_give():
+    times = time_grid(9)
+    together = straightness(flow_trajectory(lambda x, t: x.sin(), X_0, times), times)
+    paths = (straightness(flow_trajectory(lambda x, t: x.sin(), x, times), times) for x in X_0.split(1))
+    found = mean_straightness(paths)
+    assert found.value == pytest.approx(together.value, rel=1e-12)
+    torch.testing.assert_close(found.curve, together.curve)
+    assert found.times.tolist() == together.times.tolist()
+    with pytest.raises(ValueError, match="no paths"):
+        mean_straightness([])
+
+
+def test_a_device_without_float64_measures_the_same():
+    times, x_0 = time_grid(9), X_0.float()
+    with pytest.raises(TypeError, match="float64"):
+        on_device(x_0).double()
+    found = straightness(flow_trajectory(lambda x, t: x.sin(), on_device(x_0), times), times)
+    wanted = straightness(flow_trajectory(lambda x, t: x.sin(), X_0, times), times)
+    assert found.value == pytest.approx(wanted.value, rel=1e-4)
+    assert (type(found.curve), found.curve.dtype) == (torch.Tensor, torch.float64)
+    torch.testing.assert_close(found.curve, wanted.curve, rtol=1e-4, atol=1e-7)
