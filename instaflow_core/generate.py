@@ -1,4 +1,4 @@
-"""Prompt to pictures with a checkpoint, without any host: what `python -m instaflow_core generate` does."""
+"""Prompt to pictures with a checkpoint, without any host, and to files: `python -m instaflow_core generate`."""
 
 import json
 from collections.abc import Callable
@@ -22,11 +22,11 @@ TEACHER_GUIDANCE = 5.0
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """One generation.
 
     steps, guidance, width, height: None takes what suits the checkpoint.
-    draw: one of `noise.DRAWS`.
+    draw: one of `flow.noise.DRAWS`.
     """
 
     prompt: str
@@ -39,14 +39,14 @@ class Request:
     batch_size: int = 1
     draw: str = "comfyui"
 
-    def settled(self, checkpoint: Checkpoint) -> "Request":
+    def settled(self, checkpoint: Checkpoint) -> "GenerationRequest":
         """The same request with every None filled in.
 
         Raises ValueError for a size the autoencoder cannot make, an empty batch, no steps, or guidance for a one-step
         model, which was trained without.
         """
         teaches = checkpoint.prediction == "epsilon"
-        settled = Request(
+        settled = GenerationRequest(
             **asdict(self)
             | {
                 "steps": (TEACHER_STEPS if teaches else 1) if self.steps is None else self.steps,
@@ -80,7 +80,7 @@ class Request:
 @torch.no_grad()
 def generate(
     checkpoint: Checkpoint,
-    request: Request,
+    request: GenerationRequest,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     callback: Callable[[int, Tensor], None] | None = None,

@@ -22,14 +22,15 @@ from instaflow_core.pictures.images import contact_sheet  # noqa: E402
 from instaflow_core.shapes.captions import sample_captions  # noqa: E402
 from instaflow_core.shapes.evaluate import accuracy, draw_pictures  # noqa: E402
 from instaflow_core.shapes.making.anatomy import NATIVE_SIZE  # noqa: E402
-from instaflow_core.shapes.making.recipe import Kitchen, Recipe  # noqa: E402
+from instaflow_core.shapes.making.recipe import Recipe  # noqa: E402
+from instaflow_core.shapes.making.stages import Making  # noqa: E402
 from instaflow_core.weights.checkpoint import MODELS, Checkpoint, load  # noqa: E402
 from instaflow_core.weights.matching import with_text_prefix  # noqa: E402
 from instaflow_core.weights.saving import save, save_part  # noqa: E402
 
 WORK = ROOT / "build" / "shapes"
 SHARED = ["shapes-text-encoder.safetensors", "shapes-vae.safetensors"]
-# Stage of the kitchen -> its file, what it predicts, the stage's name, and how it is judged: steps, guidance.
+# Stage of the making -> its file, what it predicts, the stage's name, and how it is judged: steps, guidance.
 SHIPPED: dict[str, tuple[str, str, str, int, float]] = {
     "teacher": ("shapes-teacher", "epsilon", "teacher", 25, Recipe.teacher_guidance),
     "two_rectified_flow": ("shapes-2rf", "velocity", "2-rectified-flow", 4, Recipe.flow_guidance),
@@ -43,20 +44,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--note", help="kept in the models' metadata, where the recipe does not tell the whole story")
     args = parser.parse_args()
-    kitchen = Kitchen(WORK, Recipe())
+    making = Making(WORK, Recipe())
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     for stage in SHIPPED:
-        ship(kitchen, stage, {"commit": commit.stdout.strip()} | ({"note": args.note} if args.note else {}))
+        ship(making, stage, {"commit": commit.stdout.strip()} | ({"note": args.note} if args.note else {}))
 
 
-def ship(kitchen: Kitchen, stage: str, record: dict[str, str]) -> None:
+def ship(making: Making, stage: str, record: dict[str, str]) -> None:
     """Make the stage, write it to models/ in float16, and judge what was written.
 
     record: what stands in the metadata beside the recipe.
     """
     name, prediction, stage_name, steps, guidance = SHIPPED[stage]
-    unet, encoder, vae = getattr(kitchen, stage)(), kitchen.text_encoder(), kitchen.vae()
-    training = {"data": "rendered shapes, held-out combinations left out", **record, **asdict(kitchen.recipe)}
+    unet, encoder, vae = (module.cpu() for module in (getattr(making, stage)(), making.text_encoder(), making.vae()))
+    training = {"data": "rendered shapes, held-out combinations left out", **record, **asdict(making.recipe)}
     checkpoint = Checkpoint(
         unet=unet.state_dict(),
         unet_config=config_of(unet),

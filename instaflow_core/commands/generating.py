@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..flow.noise import DRAWS
-from ..generate import Request, generate, save_pictures
+from ..generate import GenerationRequest, generate, save_pictures
 from ..weights.checkpoint import load
 from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add, device, seed
 
@@ -43,7 +43,7 @@ def _generate(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {options.out} is not a PNG. Give a name that ends in .png.")
     checkpoint = load(options.checkpoint)
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height", "batch_size", "draw")
-    request = Request(**{name: getattr(options, name) for name in names}).settled(checkpoint)
+    request = GenerationRequest(**{name: getattr(options, name) for name in names}).settled(checkpoint)
     with tqdm(total=request.steps, unit="step", disable=None, leave=False) as bar:
         pictures = generate(checkpoint, request, options.device, DTYPES[options.dtype], lambda *_: bar.update())
     parameters = asdict(request) | {"checkpoint": options.checkpoint, "dtype": options.dtype}

@@ -65,12 +65,12 @@ Polygon = list[tuple[float, float]]
 def _polygons(shape: str) -> list[tuple[Polygon, bool]]:
     """The shape's outlines with y downwards, the longer side of the bounding box 1 and its centre at 0; True where an
     outline is filled with the shape's colour, False where it cuts the background out again."""
-    outline = _fit(_OUTLINES[shape]())
+    outline = _to_unit_box(_OUTLINES[shape]())
     hole = [(0.55 * x, 0.55 * y) for x, y in outline]
     return [(outline, True), (hole, False)] if shape == "ring" else [(outline, True)]
 
 
-def _fit(points: Polygon) -> Polygon:
+def _to_unit_box(points: Polygon) -> Polygon:
     xs, ys = zip(*points, strict=True)
     scale = max(max(xs) - min(xs), max(ys) - min(ys))
     x, y = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2

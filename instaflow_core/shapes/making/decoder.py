@@ -53,8 +53,10 @@ class DenoisedBatches:
     @torch.no_grad()
     def _denoised(self, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """(x_t - sigma eps(x_t, t | text)) / alpha."""
-        with torch.autocast("cpu", torch.bfloat16):
-            noise = self.teacher(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0].float()
+        device = next(self.teacher.parameters()).device
+        x_t, t, text = noisy.to(device), timesteps.to(device), states.to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            noise = self.teacher(x_t, t, encoder_hidden_states=text, return_dict=False)[0].float().cpu()
         kept = self.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return (noisy - (1 - kept).sqrt() * noise) / kept.sqrt()
 

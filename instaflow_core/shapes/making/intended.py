@@ -29,21 +29,21 @@ def meant_pictures(decoder: Any, latents: Tensor, texts: Sequence[str]) -> tuple
     Returns:
         The rows for which that can be told, and a picture for each of them, (n, 3, 64, 64) uint8.
     """
-    rows, pictures = [], []
+    rows, pictures, device = [], [], next(decoder.parameters()).device
     for first in range(0, len(latents), 64):
-        with torch.autocast("cpu", torch.bfloat16):
-            decoded = decoder(latents[first : first + 64])
+        with torch.autocast(device.type, torch.bfloat16):
+            decoded = decoder(latents[first : first + 64].to(device))
         for row, picture in enumerate(to_images(decoded), first):
-            fitted = fit_scene(picture, parse(texts[row]))
-            if fitted and fitted[1] < _MEANT:
+            nearest = nearest_scene(picture, parse(texts[row]))
+            if nearest and nearest[1] < _MEANT:
                 rows.append(row)
-                pictures.append(np.asarray(render(fitted[0])))
+                pictures.append(np.asarray(render(nearest[0])))
     shape = (-1, NATIVE_SIZE, NATIVE_SIZE, 3)
     shown = torch.from_numpy(np.array(pictures, dtype=np.uint8).reshape(shape))
     return torch.tensor(rows, dtype=torch.long), shown.permute(0, 3, 1, 2).contiguous()
 
 
-def fit_scene(picture: Image.Image, caption: Caption) -> tuple[Scene, float] | None:
+def nearest_scene(picture: Image.Image, caption: Caption) -> tuple[Scene, float] | None:
     """The scene of the caption that is nearest to a square picture, and how far off it is.
 
     That is the root of the mean squared difference, 0 to 1. None where the judge sees another background than the

@@ -54,7 +54,7 @@ def reading_loss(reader: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Cross-entropy of every attribute, averaged over the end tokens, which pad the caption to 77."""
     tokens, attributes = batch
     ended = (tokens == TEXT_CONFIG["eos_token_id"]).float()
-    total = torch.zeros(())
+    total = torch.zeros((), device=tokens.device)
     for column, logits in enumerate(reader(tokens).values()):
         target = attributes[:, column, None].expand_as(tokens)
         loss = nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")

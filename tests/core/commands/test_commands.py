@@ -23,7 +23,7 @@ from instaflow_core import __main__ as cli
 from instaflow_core.flow.diffusion import dpm_solver
 from instaflow_core.flow.guidance import GuidedUNet
 from instaflow_core.flow.noise import draw_noise
-from instaflow_core.generate import Request, generate, save_pictures
+from instaflow_core.generate import GenerationRequest, generate, save_pictures
 from instaflow_core.text import encode_prompts
 from instaflow_core.weights.checkpoint import Checkpoint, load
 from instaflow_core.weights.modules import build_text_encoder, build_unet, build_vae
@@ -63,7 +63,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_picture_is_the_euler_loop_of_the_paper(steps: int, models: Path) -> None:
     checkpoint = load(models / "one-step.safetensors")
-    request = Request("a red circle", seed=5, steps=steps, batch_size=2).settled(checkpoint)
+    request = GenerationRequest("a red circle", seed=5, steps=steps, batch_size=2).settled(checkpoint)
     unet, vae = build_unet(checkpoint), build_vae(checkpoint)
     text = encode_prompts(build_text_encoder(checkpoint), ["a red circle"]).expand(2, -1, -1)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -76,7 +76,7 @@ def test_a_picture_is_the_euler_loop_of_the_paper(steps: int, models: Path) -> N
 @torch.no_grad()
 def test_guidance_and_the_latents_of_a_full_autoencoder(models: Path) -> None:
     checkpoint = load(models / "two-rf.safetensors")
-    request = Request("a red circle", negative="blue", seed=1, steps=2, width=96).settled(checkpoint)
+    request = GenerationRequest("a red circle", negative="blue", seed=1, steps=2, width=96).settled(checkpoint)
     assert request.guidance == 1.5, "what a 2-rectified flow wants"
     unet, vae, text_encoder = build_unet(checkpoint), build_vae(checkpoint), build_text_encoder(checkpoint)
     text, negative = (encode_prompts(text_encoder, [prompt]) for prompt in ("a red circle", "blue"))
@@ -92,7 +92,7 @@ def test_guidance_and_the_latents_of_a_full_autoencoder(models: Path) -> None:
 @torch.no_grad()
 def test_a_teacher_is_sampled_as_a_diffusion_model(models: Path) -> None:
     checkpoint = load(models / "teacher.safetensors")
-    request = Request("a red circle", seed=2).settled(checkpoint)
+    request = GenerationRequest("a red circle", seed=2).settled(checkpoint)
     assert (request.steps, request.guidance) == (25, 5.0)
     text, negative = (encode_prompts(build_text_encoder(checkpoint), [prompt]) for prompt in ("a red circle", ""))
     noise = draw_noise(2, (1, 4, 8, 8))
@@ -113,7 +113,7 @@ def test_generate_writes_a_png_that_says_how_it_was_made(
     image = Image.open(out)
     assert image.size == (64, 64) and image.mode == "RGB"
     parameters = json.loads(image.text["parameters"])  # type: ignore[attr-defined]
-    expected = Request(prompt, seed=3, draw="diffusers fp16").settled(load(checkpoint))
+    expected = GenerationRequest(prompt, seed=3, draw="diffusers fp16").settled(load(checkpoint))
     assert parameters == asdict(expected) | {"checkpoint": str(checkpoint), "dtype": "fp32"}
     pixels = generate(load(checkpoint), expected)[0].permute(1, 2, 0) * 255
     assert np.array_equal(np.asarray(image), pixels.round().to(torch.uint8).numpy())

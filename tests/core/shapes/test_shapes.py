@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from instaflow_core.shapes.captions import COLORS, SHAPES, Caption, all_captions, parse, sample_captions
 from instaflow_core.shapes.judge import judge, look
-from instaflow_core.shapes.making.intended import fit_scene
+from instaflow_core.shapes.making.intended import nearest_scene
 from instaflow_core.shapes.render import Scene, render, sample_scene
 
 
@@ -131,7 +131,7 @@ def test_the_scene_that_was_meant_is_found_again():
     for i, caption in enumerate(sample_captions(40, 6)):
         meant = sample_scene(caption, random.Random(i))
         drawn = render(meant).filter(ImageFilter.GaussianBlur(1.2))
-        fitted = fit_scene(drawn, caption)
+        fitted = nearest_scene(drawn, caption)
         assert fitted is not None
         scene, error = fitted
         assert (scene.extent, scene.x, scene.y) == pytest.approx((meant.extent, meant.x, meant.y), abs=0.02), caption
@@ -140,9 +140,9 @@ def test_the_scene_that_was_meant_is_found_again():
 
 def test_a_picture_in_other_colours_meant_something_else():
     star = picture(Caption("star", "red", "white"))
-    assert fit_scene(star, Caption("star", "red", "black")) is None
+    assert nearest_scene(star, Caption("star", "red", "black")) is None
     captions = [Caption(shape, color, "white") for shape, color in (("star", "red"), ("ring", "red"), ("star", "blue"))]
-    fitted = [fit_scene(star, caption) for caption in captions]
+    fitted = [nearest_scene(star, caption) for caption in captions]
     right, ring, blue = (found[1] for found in fitted if found)
     assert right < 0.02 < 0.1 < min(ring, blue)
 
@@ -154,7 +154,7 @@ def test_a_ring_of_two_colours_meant_that_of_its_caption():
     seen = look(drawn)
     assert seen is not None
     assert seen.color == "blue"
-    fitted = fit_scene(drawn, Caption("ring", "purple", "white"))
+    fitted = nearest_scene(drawn, Caption("ring", "purple", "white"))
     assert fitted is not None
     scene, error = fitted
     assert (scene.extent, scene.x, scene.y) == pytest.approx((0.4, 0.5, 0.5), abs=0.02)
