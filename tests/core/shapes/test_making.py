@@ -11,8 +11,8 @@ from instaflow_core.shapes.making import stages
 from instaflow_core.shapes.making.decoder import DenoisedBatches
 from instaflow_core.shapes.making.intended import meant_pictures
 from instaflow_core.shapes.making.recipe import Recipe
+from instaflow_core.training.batches import BatchPart
 from instaflow_core.training.loop import LoopConfig
-from instaflow_core.training.share import Share
 
 STAGES = ("autoencoder", "decoder", "outlines", "text-encoder", "teacher", "2rf", "distilled", "instaflow", "direct")
 
@@ -81,9 +81,9 @@ def test_modules_on_another_device_are_given_tensors_of_theirs(any_autocast: lis
     batches: Any = DenoisedBatches.__new__(DenoisedBatches)
     batches.teacher = Elsewhere(4, 8, 8)
     batches.schedule = stages.noise_schedule()
-    batches.states = torch.zeros(6, 77, 64)
+    batches.texts, batches.states = [""] * 6, lambda prompts: torch.zeros(len(prompts), 77, 64)
     batches.pictures, batches.latents = torch.zeros(6, 3, 64, 64, dtype=torch.uint8), torch.zeros(6, 4, 8, 8)
     batches.size, batches.seed = 4, 0
-    shown, latents = batches(0, Share(0, 1))
+    shown, latents = batches(0, BatchPart(0, 1))
     assert shown.device.type == latents.device.type == "cpu"
     assert any_autocast == ["meta", "meta"]
