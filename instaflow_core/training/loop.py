@@ -69,10 +69,9 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 @dataclass
 class LoopResult:
-    """What `fit` returns: the step it ended at, the loss of every step from the first on, the precision it computed in,
-    and whether this process is the one that writes."""
+    """What `fit` returns: the loss of every step from the first on, the precision it computed in, and whether this
+    process is the one that writes."""
 
-    step: int
     losses: list[float]
     precision: str
     is_main: bool
@@ -288,7 +287,7 @@ class _Run:
         """Put the averaged weights into the module."""
         for weight, averaged in zip(self.weights, self.average.parameters(), strict=True):
             weight.copy_(averaged)
-        return LoopResult(self.done, self.losses, self.settings["precision"], self.accelerator.is_main_process)
+        return LoopResult(self.losses, self.settings["precision"], self.accelerator.is_main_process)
 
     def close(self) -> None:
         """Take accelerate's wrappers off the module, which computes in its own type from then on, and let go of

@@ -11,14 +11,25 @@ from instaflow_core.training import batches
 from instaflow_core.training.batches import BatchPart, PromptStates, SetBatches, sample_times
 
 
-def test_text_is_encoded_once_for_each_prompt(encoder, monkeypatch):
-    asked = list[str]()
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompts that are encoded."""
+    prompts = list[str]()
 
-    def encode(text_encoder: Any, prompts: list[str]) -> torch.Tensor:
-        asked.extend(prompts)
-        return encode_prompts(text_encoder, prompts)
+    def encode(text_encoder: Any, some: list[str]) -> torch.Tensor:
+        prompts.extend(some)
+        return encode_prompts(text_encoder, some)
 
     monkeypatch.setattr(batches, "encode_prompts", encode)
+    return prompts
+
+
+def test_the_text_of_a_part_alone_is_encoded(reader, encoder, asked):
+    SetBatches(reader, encoder, 6).pairs(0, BatchPart(1, 3))
+    assert sorted(asked) == sorted(set(reader.read(range(2, 4)).texts))
+
+
+def test_text_is_encoded_once_for_each_prompt(encoder, asked):
     states = PromptStates(encoder)
     rows = states(["a", "a", "b"])
     states(["b", "c", "a"])

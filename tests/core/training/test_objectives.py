@@ -89,6 +89,7 @@ def test_reflow_loss_is_the_mean_squared_error_of_the_velocity():
     assert reflow_loss(torch.full_like(x_0, 3.0), x_0, x_1) == 4.0
 
 
+@pytest.mark.slow
 def test_both_stages_learn_on_a_real_unet(reader, encoder, tmp_path):
     config = LoopConfig(iterations=30, learning_rate=1e-3, warmup=2, ema=0.5)
     batches = SetBatches(reader, encoder, 4)

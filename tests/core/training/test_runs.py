@@ -144,7 +144,8 @@ def test_a_set_for_distillation_is_made_by_euler_steps_with_guidance(folder):
         (("--out", "nowhere://set"), "cannot be opened"),
     ],
 )
-def test_bad_input_for_triplets_is_one_clear_line(folder, capsys, command, message):
+def test_bad_input_for_triplets_is_one_clear_line(folder, capsys, monkeypatch, command, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it would try again and again
     before = content(folder / "teacher-set")
     assert main([*triplets(folder, "teacher", "teacher-set"), *command]) == 2
     error = capsys.readouterr().err
