@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import current_umask, replacing
+from ..text import TOKENIZER
 from .files import FormatError, Metadata, Weights, read_weights, write_weights
 
 Config = dict[str, Any]
@@ -43,20 +44,6 @@ SCHEDULER_CONFIG: Config = {
     "timestep_spacing": "leading",
     "trained_betas": None,
 }
-
-TOKENIZER_CONFIG: Config = {
-    "add_prefix_space": False,
-    "bos_token": "<|startoftext|>",
-    "do_lower_case": True,
-    "eos_token": "<|endoftext|>",
-    "errors": "replace",
-    "model_max_length": 77,
-    "pad_token": "<|endoftext|>",
-    "tokenizer_class": "CLIPTokenizer",
-    "unk_token": "<|endoftext|>",
-}
-
-SPECIAL_TOKENS: Config = {name: TOKENIZER_CONFIG[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
 
 def read_json(path: Path) -> Config:
@@ -130,15 +117,13 @@ def read_texts(folder: Path) -> dict[str, str]:
 
 
 def _is_shipped_vocabulary(texts: Mapping[str, str]) -> bool:
-    from ..text import load_tokenizer
-
     if "tokenizer/vocab.json" in texts:
         vocabulary = json.loads(texts["tokenizer/vocab.json"])
     elif "tokenizer/tokenizer.json" in texts:
         vocabulary = json.loads(texts["tokenizer/tokenizer.json"])["model"]["vocab"]
     else:
         return True
-    return vocabulary == load_tokenizer().get_vocab()
+    return vocabulary == json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
 
 
 def write_folder(
@@ -180,15 +165,7 @@ def write_folder(
 def _default_texts(parts: Mapping[str, Any]) -> dict[str, str]:
     texts = {"scheduler/scheduler_config.json": _dump(SCHEDULER_CONFIG)}
     if "text_encoder" in parts:
-        from ..text import MERGES, load_tokenizer
-
-        vocabulary = sorted(load_tokenizer().get_vocab().items(), key=lambda item: item[1])
-        texts |= {
-            "tokenizer/vocab.json": json.dumps(dict(vocabulary), ensure_ascii=False),
-            "tokenizer/merges.txt": MERGES.read_text(encoding="utf-8"),
-            "tokenizer/tokenizer_config.json": _dump(TOKENIZER_CONFIG),
-            "tokenizer/special_tokens_map.json": _dump(SPECIAL_TOKENS),
-        }
+        texts |= {f"tokenizer/{path.name}": path.read_text(encoding="utf-8") for path in sorted(TOKENIZER.iterdir())}
     return texts
 
 
