@@ -95,7 +95,7 @@ def _unet_attention(diffusers: str, ldm: str, channels: int, depth: int, config:
     yield from _layer(f"{diffusers}.proj_out", f"{ldm}.proj_out", projection)
 
 
-def unet_table(config: Config) -> list[Row]:
+def unet_rows(config: Config) -> list[Row]:
     """All tensors of a UNet2DConditionModel of Stable Diffusion's kind, of any depth and width.
 
     LDM numbers its blocks in one row: `input_blocks.0` is the first convolution, then every residual block and every
@@ -186,7 +186,7 @@ def _vae_middle(half: str, width: int, attention: bool) -> Iterator[Row]:
     yield from _vae_resnet(f"{half}.mid_block.resnets.1", f"{half}.mid.block_2", width, width)
 
 
-def kl_table(config: Config) -> list[Row]:
+def kl_rows(config: Config) -> list[Row]:
     """All tensors of an AutoencoderKL. LDM counts the decoder's levels from the finest, diffusers from the coarsest."""
     channels = list(config["block_out_channels"])
     levels, latent = len(channels), config["latent_channels"]
@@ -244,7 +244,7 @@ def _tiny_half(half: str, ldm: str, shift: int, layers: Iterable[int | tuple[Sha
             yield from _layer(ours, theirs, layer[0], bias=layer[1])
 
 
-def tiny_table(config: Config) -> list[Row]:
+def tiny_rows(config: Config) -> list[Row]:
     """All tensors of an AutoencoderTiny. TAESD's decoder begins with a clamp layer, so its numbers are one higher."""
     latent = config["latent_channels"]
 
@@ -264,13 +264,13 @@ def tiny_table(config: Config) -> list[Row]:
     return [*_tiny_half("encoder", "taesd_encoder", 0, down), *_tiny_half("decoder", "taesd_decoder", 1, up)]
 
 
-VAE_TABLES = {"AutoencoderKL": kl_table, "AutoencoderTiny": tiny_table}
+VAE_ROWS = {"AutoencoderKL": kl_rows, "AutoencoderTiny": tiny_rows}
 
 
 # --- CLIPTextModel <-> cond_stage_model.transformer.* -----------------------------------------------------------------
 
 
-def text_table(config: Config) -> list[Row]:
+def text_rows(config: Config) -> list[Row]:
     """All tensors of a CLIPTextModel, named alike in both layouts and always under `text_model.`."""
     width, inner = config["hidden_size"], config["intermediate_size"]
     shapes: dict[str, Shape] = {

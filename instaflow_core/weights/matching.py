@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from .files import FormatError, Weights
-from .layouts import VAE_TABLES, Config, Row, text_table, unet_table
+from .layouts import VAE_ROWS, Config, Row, text_rows, unet_rows
 
 # Tensors old files carry along that belong to no model here: losses, a temperature, a projection nothing uses.
 _IGNORED = {
@@ -18,18 +18,18 @@ _IGNORED = {
 _WORDS = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
 
 
-def table(part: str, config: Config) -> list[Row]:
+def rows_of(part: str, config: Config) -> list[Row]:
     """The rows of one model, `part` being "unet", "text_encoder" or "vae" (which reads the config's `_class_name`).
 
     Raises FormatError where the config is incomplete or names building blocks Stable Diffusion 1.5 does not have.
     """
-    makers: dict[str, Callable[[Config], list[Row]]] = {"unet": unet_table, "text_encoder": text_table}
+    makers: dict[str, Callable[[Config], list[Row]]] = {"unet": unet_rows, "text_encoder": text_rows}
     if part == "vae":
         kind = config.get("_class_name", "AutoencoderKL")
-        if kind not in VAE_TABLES:
+        if kind not in VAE_ROWS:
             advice = "Use the VAE the model came with."
-            raise FormatError(f"The VAE is of the class {kind}", " or ".join(VAE_TABLES), advice)
-        makers["vae"] = VAE_TABLES[kind]
+            raise FormatError(f"The VAE is of the class {kind}", " or ".join(VAE_ROWS), advice)
+        makers["vae"] = VAE_ROWS[kind]
     try:
         return makers[part](config)
     except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ from .diffusers_folder import read_json, read_part, sibling
 from .files import FormatError, Metadata, Weights, read_weights
 from .identify import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, Layout, identify
 from .layouts import OLD_VAE_ATTENTION
-from .matching import match, table, with_text_prefix
+from .matching import match, rows_of, with_text_prefix
 
 Config = dict[str, Any]
 Parts = dict[str, tuple[Weights, Config]]
@@ -101,7 +101,7 @@ def _part(part: str, tensors: Weights, metadata: Metadata, name: str, keys: str 
 def _matched(part: str, tensors: Weights, config: Config, keys: str, name: str) -> tuple[Weights, Config]:
     if part == "vae":
         config.setdefault("_class_name", "AutoencoderKL")
-    return match(part, tensors, table(part, config), keys, name), config
+    return match(part, tensors, rows_of(part, config), keys, name), config
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------

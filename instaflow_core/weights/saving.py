@@ -12,7 +12,7 @@ from .diffusers_folder import read_texts, sibling, write_folder
 from .files import FormatError, Metadata, Weights, read_weights, write_weights
 from .identify import VAE_PREFIX
 from .layouts import LATENT_SCALE
-from .matching import match, table, to_ldm
+from .matching import match, rows_of, to_ldm
 from .reading import CONFIG_KEYS, PARTS, PREFIXES
 
 _TITLES = {"one-step": "InstaFlow", "2-rectified-flow": "2-Rectified Flow", "teacher": "diffusion teacher"}
@@ -110,7 +110,7 @@ def _ldm_tensors(checkpoint: Checkpoint, part: str, dtype: torch.dtype | None) -
     if held is None:
         return {}
     tensors, config = held
-    rows = table(part, config)
+    rows = rows_of(part, config)
     named = match(part, cast(tensors, dtype), rows, "diffusers")
     ldm = to_ldm(named, rows, PREFIXES[part])
     if config.get("_class_name") == "AutoencoderTiny":

@@ -51,10 +51,10 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     Raises:
         FormatError: the weights do not fill the UNet their configuration describes.
     """
-    from ...instaflow_core.weights.matching import table, to_ldm
+    from ...instaflow_core.weights.matching import rows_of, to_ldm
     from ...instaflow_core.weights.saving import described_part
 
-    weights = to_ldm(checkpoint.unet, table("unet", checkpoint.unet_config), "")
+    weights = to_ldm(checkpoint.unet, rows_of("unet", checkpoint.unet_config), "")
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     config = _SmallSD15(unet_config(checkpoint.unet_config))
@@ -128,12 +128,12 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
         FormatError: the checkpoint has no VAE, or not the one its configuration describes.
     """
     from ...instaflow_core.weights.layouts import LATENT_SCALE
-    from ...instaflow_core.weights.matching import table, to_ldm
+    from ...instaflow_core.weights.matching import rows_of, to_ldm
     from ...instaflow_core.weights.saving import described_part
 
     if checkpoint.vae is None or checkpoint.vae_config is None:
         raise _without("VAE")
-    weights = to_ldm(checkpoint.vae, table("vae", checkpoint.vae_config), "")
+    weights = to_ldm(checkpoint.vae, rows_of("vae", checkpoint.vae_config), "")
     if checkpoint.vae_config["_class_name"] == "AutoencoderTiny":
         # Its latents are as the UNet takes them; the host hands a VAE latents divided by SD's scale.
         weights |= {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}

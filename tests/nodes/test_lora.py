@@ -14,7 +14,7 @@ from small_models import install, small_checkpoint
 from torch import Tensor
 
 from instaflow_core.weights.checkpoint import load
-from instaflow_core.weights.layouts import unet_table
+from instaflow_core.weights.layouts import unet_rows
 from instaflow_core.weights.loras import convert_lora
 from instaflow_core.weights.modules import build_unet
 from instaflow_core.weights.saving import save, save_folder
@@ -92,7 +92,7 @@ def diffusers(unet: Factors, text: Factors) -> dict[str, Tensor]:
 def peft(unet: Factors, text: Factors) -> dict[str, Tensor]:
     """PEFT's names for the factors, on the host's names for the UNet's layers, as the host's own trainer saves them."""
     tensors: dict[str, Tensor] = {}
-    host_names = {row.diffusers: row.ldm for row in unet_table(small_checkpoint().unet_config)}
+    host_names = {row.diffusers: row.ldm for row in unet_rows(small_checkpoint().unet_config)}
     layers = {"diffusion_model." + host_names[f"{name}.weight"].removesuffix(".weight"): f for name, f in unet.items()}
     layers |= {f"text_encoder.{name}": f for name, f in text.items()}
     for layer, (down, up) in layers.items():

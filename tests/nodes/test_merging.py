@@ -19,7 +19,7 @@ from torch import Tensor
 
 from instaflow_core.weights.checkpoint import Checkpoint, load
 from instaflow_core.weights.deltas import extract, merge
-from instaflow_core.weights.matching import table
+from instaflow_core.weights.matching import rows_of
 from instaflow_core.weights.saving import cast, save
 
 PROMPT = "a red circle on a blue background"
@@ -334,7 +334,7 @@ def wide_vae(host: Any) -> str:
 
     from instaflow_core.weights.matching import to_ldm
 
-    rows = table("vae", dict(small_checkpoint().vae_config or {}) | {"latent_channels": 16})
+    rows = rows_of("vae", dict(small_checkpoint().vae_config or {}) | {"latent_channels": 16})
     tensors = to_ldm({row.diffusers: torch.zeros(row.shape) for row in rows}, rows, "")
     path = host.base / "models" / "vae" / "sixteen.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -365,7 +365,7 @@ UNET = SD15_UNET | {
 
 def filled(part: str, config: dict[str, Any]) -> dict[str, Tensor]:
     """Half-precision weights that tell every tensor from the others."""
-    rows = [row for row in table(part, config) if not row.optional]
+    rows = [row for row in rows_of(part, config) if not row.optional]
     return {
         row.diffusers: torch.full(row.shape, (1 + index / 2048) / math.prod(row.shape[1:]), dtype=torch.float16)
         for index, row in enumerate(rows)

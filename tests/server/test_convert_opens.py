@@ -16,7 +16,7 @@ from sd15 import TEXT, UNET, VAE, random_weights
 
 from instaflow_core.weights.checkpoint import Checkpoint
 from instaflow_core.weights.files import read_weights
-from instaflow_core.weights.matching import table
+from instaflow_core.weights.matching import rows_of
 from instaflow_core.weights.saving import convert, save_folder
 
 FOLDER = "instaflow_0_9B_random"
@@ -28,7 +28,7 @@ def released(server: Any) -> Iterator[Path]:
     """The folder in models/diffusers, and in models/checkpoints the file it was converted to."""
     models = server.base / "models"
     parts = (("unet", UNET), ("text_encoder", TEXT), ("vae", VAE))
-    weights = {part: random_weights(table(part, config)) for part, config in parts}
+    weights = {part: random_weights(rows_of(part, config)) for part, config in parts}
     checkpoint = Checkpoint(weights["unet"], UNET, weights["text_encoder"], TEXT, weights["vae"], VAE)
     save_folder(checkpoint, models / "diffusers" / FOLDER)
     del checkpoint, weights

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from small_models import scale_output, small_checkpoint
 from torch import Tensor
 
-from instaflow_core.weights.matching import table, to_ldm
+from instaflow_core.weights.matching import rows_of, to_ldm
 from instaflow_core.weights.saving import save_folder
 
 SD15_NARROW = {
@@ -54,7 +54,7 @@ def install_pair(
 def as_published(controlnet: Any, unet_config: dict[str, Any]) -> dict[str, Tensor]:
     """A ControlNet's weights under the names of the published files, such as control_v11p_sd15_canny.pth."""
     tensors = _weights(controlnet)
-    named = to_ldm(tensors, table("unet", unet_config), "control_model.")
+    named = to_ldm(tensors, rows_of("unet", unet_config), "control_model.")
     convolutions = {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(12)}
     hint = ["conv_in", *(f"blocks.{i}" for i in range(6)), "conv_out"]
     convolutions |= {f"controlnet_cond_embedding.{name}": f"input_hint_block.{2 * i}" for i, name in enumerate(hint)}

@@ -19,7 +19,7 @@ from instaflow_core.flow.perflow import window_levels, window_velocity
 from instaflow_core.text import encode_prompts
 from instaflow_core.weights.checkpoint import Checkpoint
 from instaflow_core.weights.identify import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
-from instaflow_core.weights.matching import table, to_ldm
+from instaflow_core.weights.matching import rows_of, to_ldm
 from instaflow_core.weights.modules import build_text_encoder, build_unet
 
 FEW_LAYERS: dict[str, Any] = UNET | {
@@ -29,8 +29,8 @@ FEW_LAYERS: dict[str, Any] = UNET | {
     "mid_block_type": None,
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 }
-_ROWS = [row for row in table("unet", FEW_LAYERS) if not row.diffusers.startswith("mid_block.")]
-_TEXT_ROWS, _VAE_ROWS = table("text_encoder", TEXT), table("vae", VAE)
+_ROWS = [row for row in rows_of("unet", FEW_LAYERS) if not row.diffusers.startswith("mid_block.")]
+_TEXT_ROWS, _VAE_ROWS = rows_of("text_encoder", TEXT), rows_of("vae", VAE)
 
 
 def new_base() -> Checkpoint:

@@ -20,7 +20,7 @@ from instaflow_core.text import encode_prompts
 from instaflow_core.weights.checkpoint import Checkpoint, load
 from instaflow_core.weights.files import FormatError
 from instaflow_core.weights.layouts import OLD_VAE_ATTENTION
-from instaflow_core.weights.matching import table, to_ldm
+from instaflow_core.weights.matching import rows_of, to_ldm
 from instaflow_core.weights.modules import build_text_encoder, build_unet, build_vae
 from instaflow_core.weights.saving import convert, save, save_folder, save_part
 
@@ -226,7 +226,7 @@ def test_damaged_metadata_is_named(key: str, value: str, said: str, one_step: Ch
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("keys", ["diffusers", "ldm"])
 def test_a_bare_unet_with_metadata(keys: str, prefix: str, one_step: Checkpoint, tmp_path: Path) -> None:
-    rows = table("unet", one_step.unet_config)
+    rows = rows_of("unet", one_step.unet_config)
     tensors = to_ldm(one_step.unet, rows, "") if keys == "ldm" else one_step.unet
     metadata = one_step.metadata | {"instaflow.unet_config": json.dumps(one_step.unet_config)}
     save_file({prefix + key: tensor for key, tensor in tensors.items()}, tmp_path / "unet.safetensors", metadata)
@@ -261,7 +261,7 @@ def foreign_unet() -> tuple[Any, Weights]:
 def test_a_bare_unet_without_metadata_computes_the_same(keys: str, tmp_path: Path) -> None:
     module, tensors = foreign_unet()
     if keys == "ldm":
-        tensors = to_ldm(tensors, table("unet", dict(module.config)), "")
+        tensors = to_ldm(tensors, rows_of("unet", dict(module.config)), "")
     save_file(tensors, tmp_path / "unet.safetensors")
     loaded = load(tmp_path / "unet.safetensors")
     x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 768)
@@ -280,8 +280,8 @@ def test_an_old_single_file_without_metadata(
     assert one_step.vae and one_step.vae_config and one_step.text_encoder
     text = {key.replace("text_model.", text_prefix, 1): tensor for key, tensor in one_step.text_encoder.items()}
     tensors = {
-        **to_ldm(unet, table("unet", dict(module.config)), "model.diffusion_model."),
-        **to_ldm(one_step.vae, table("vae", one_step.vae_config), "first_stage_model."),
+        **to_ldm(unet, rows_of("unet", dict(module.config)), "model.diffusion_model."),
+        **to_ldm(one_step.vae, rows_of("vae", one_step.vae_config), "first_stage_model."),
         **{f"cond_stage_model.transformer.{key}": tensor for key, tensor in text.items()},
         f"cond_stage_model.transformer.{text_prefix}embeddings.position_ids": torch.arange(77)[None],
         "cond_stage_model.logit_scale": torch.tensor(4.6),

@@ -22,7 +22,7 @@ from instaflow_core.weights.checkpoint import Checkpoint, load
 from instaflow_core.weights.deltas import extract, merge
 from instaflow_core.weights.files import FormatError, read_weights, stream_weights
 from instaflow_core.weights.identify import identify
-from instaflow_core.weights.layouts import unet_table
+from instaflow_core.weights.layouts import unet_rows
 from instaflow_core.weights.modules import build_unet
 from instaflow_core.weights.saving import cast, save, save_folder
 
@@ -389,7 +389,7 @@ print(code, memory() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_memory_stays_far_below_the_files(tmp_path: Path) -> None:
     """Three files of 300 MB: what a process needs beyond its imports is about two chunks of CHUNK_BYTES."""
-    names = [(row.ldm, row.ldm_shape) for row in unet_table(WIDE)]
+    names = [(row.ldm, row.ldm_shape) for row in unet_rows(WIDE)]
     layout = {f"model.diffusion_model.{name}": torch.empty(shape, device="meta") for name, shape in names}
     size = sum(tensor.numel() * 4 for tensor in layout.values())
     assert 280e6 < size < 400e6

@@ -19,7 +19,7 @@ from instaflow_core.weights.configs import infer_text_config, infer_unet_config,
 from instaflow_core.weights.files import FormatError, read_weights
 from instaflow_core.weights.identify import Layout, identify
 from instaflow_core.weights.layouts import Row
-from instaflow_core.weights.matching import match, table, to_ldm, with_text_prefix
+from instaflow_core.weights.matching import match, rows_of, to_ldm, with_text_prefix
 
 # Every way a UNet of this kind may differ from Stable Diffusion 1.5's: depth, layers, attention, linear projections.
 UNETS: dict[str, dict[str, Any]] = {
@@ -56,8 +56,8 @@ def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def rows_of(part: str, config: dict[str, Any]) -> list[Row]:
-    return [row for row in table(part, config) if not row.optional]
+def required_rows(part: str, config: dict[str, Any]) -> list[Row]:
+    return [row for row in rows_of(part, config) if not row.optional]
 
 
 def meta(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[str, Tensor]:
@@ -65,11 +65,11 @@ def meta(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[str, Tens
 
 
 def ldm_shapes(part: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {row.ldm: row.ldm_shape for row in rows_of(part, config)}
+    return {row.ldm: row.ldm_shape for row in required_rows(part, config)}
 
 
 def diffusers_shapes(part: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {row.diffusers: row.shape for row in rows_of(part, config)}
+    return {row.diffusers: row.shape for row in required_rows(part, config)}
 
 
 def meta_unet(config: dict[str, Any]) -> Any:
@@ -126,7 +126,7 @@ def shapes_of_with_prefix(module: Any) -> dict[str, tuple[int, ...]]:
 
 def tagged(part: str, config: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Under every LDM name a tensor that holds a number of its own, and that number by diffusers name."""
-    rows = rows_of(part, config)
+    rows = required_rows(part, config)
     tensors = {prefix + row.ldm: torch.full([1] * len(row.ldm_shape), float(number)) for number, row in enumerate(rows)}
     return tensors, {row.diffusers: number for number, row in enumerate(rows)}
 
@@ -159,7 +159,7 @@ def test_text_names_agree_with_diffusers_own_converter() -> None:
 
 @pytest.mark.parametrize("part, config", [("unet", SD15_UNET), ("vae", SD15_VAE), ("text_encoder", SD15_TEXT)])
 def test_there_and_back_gives_every_tensor(part: str, config: dict[str, Any]) -> None:
-    rows = table(part, config)
+    rows = rows_of(part, config)
     tensors = meta(diffusers_shapes(part, config))
     there = to_ldm(tensors, rows, "")
     assert {key: tuple(tensor.shape) for key, tensor in there.items()} == ldm_shapes(part, config)
@@ -169,7 +169,7 @@ def test_there_and_back_gives_every_tensor(part: str, config: dict[str, Any]) ->
 
 def test_no_two_rows_share_a_name() -> None:
     for part, config in (("unet", SD15_UNET), ("vae", SD15_VAE), ("text_encoder", SD15_TEXT)):
-        rows = table(part, config)
+        rows = rows_of(part, config)
         assert len({row.ldm for row in rows}) == len({row.diffusers for row in rows}) == len(rows)
 
 
@@ -186,11 +186,11 @@ def test_no_two_rows_share_a_name() -> None:
 def test_a_config_of_another_kind_is_refused(part: str, change: dict[str, Any], said: str) -> None:
     config = {"unet": SD15_UNET, "text_encoder": SD15_TEXT, "vae": SD15_VAE}[part]
     with pytest.raises(FormatError, match=said):
-        table(part, config | change)
+        rows_of(part, config | change)
 
 
 def test_tensors_that_do_not_fit_are_named() -> None:
-    rows = table("unet", SD15_UNET)
+    rows = rows_of("unet", SD15_UNET)
     tensors = meta(diffusers_shapes("unet", SD15_UNET))
     del tensors["conv_in.bias"]
     tensors["conv_out.bias"] = torch.empty(5, device="meta")
@@ -216,7 +216,7 @@ def test_a_unet_config_is_read_off_its_shapes(name: str, keys: str) -> None:
     config = UNETS[name]
     shapes = diffusers_shapes("unet", config) if keys == "diffusers" else ldm_shapes("unet", config)
     inferred = infer_unet_config(shapes, keys)
-    assert table("unet", inferred) == table("unet", config)
+    assert rows_of("unet", inferred) == rows_of("unet", config)
     for key in ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "cross_attention_dim"):
         assert inferred[key] == config[key]
     assert inferred["attention_head_dim"] == 8
@@ -229,7 +229,7 @@ def test_vae_and_text_configs_are_read_off_their_shapes() -> None:
     text = infer_text_config(ldm_shapes("text_encoder", SD15_TEXT))
     assert {key: text[key] for key in SD15_TEXT} == SD15_TEXT
     tiny = infer_vae_config({"taesd_decoder.1.weight": (64, 4, 3, 3)})
-    assert tiny["_class_name"] == "AutoencoderTiny" and len(rows_of("vae", tiny)) == 134
+    assert tiny["_class_name"] == "AutoencoderTiny" and len(required_rows("vae", tiny)) == 134
 
 
 def test_a_text_width_of_no_known_model_needs_metadata() -> None:
