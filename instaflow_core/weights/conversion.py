@@ -8,6 +8,7 @@ import torch
 from .checkpoint import Checkpoint, load, locate
 from .diffusers_folder import read_texts
 from .files import WEIGHT_ENDINGS, FormatError
+from .metadata import NOISE_MINUS_DATA, said_in_folder
 from .saving import save, save_folder
 
 
@@ -40,7 +41,7 @@ def convert(
     checkpoint = load(start, prediction)
     if start.is_dir():
         root = start.parent if start.name == "unet" and not (start / "unet").is_dir() else start
-        checkpoint.metadata["instaflow.folder"] = json.dumps(read_texts(root))
+        checkpoint.metadata["instaflow.folder"] = json.dumps(_kept_texts(root, prediction))
     ending = end.suffix.lower()
     if ending == ".safetensors":
         save(checkpoint, end, dtype)
@@ -53,3 +54,14 @@ def convert(
     else:
         save_folder(checkpoint, end, dtype)
     return checkpoint
+
+
+def _kept_texts(root: Path, prediction: str | None) -> dict[str, str]:
+    """The folder's texts for the way back, without those that say what its UNet predicts where that is true no more: it
+    was overruled by the caller, or its weights were read with the other sign."""
+    texts = read_texts(root)
+    said = None if prediction else said_in_folder(root, {})
+    if prediction or (said and said.prediction == NOISE_MINUS_DATA):
+        for name in ("model_index.json", "scheduler/scheduler_config.json"):
+            texts.pop(name, None)
+    return texts

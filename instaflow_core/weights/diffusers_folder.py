@@ -180,8 +180,14 @@ def _replace(temporary: Path, destination: Path) -> None:
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
     os.replace(destination, aside / destination.name)
-    os.replace(temporary, destination)
-    shutil.rmtree(aside)
+    try:
+        os.replace(temporary, destination)
+    except OSError:
+        os.replace(aside / destination.name, destination)
+        raise
+    finally:
+        if destination.exists():
+            shutil.rmtree(aside)
 
 
 def _write_text(text: str, path: Path) -> None:

@@ -228,11 +228,18 @@ def _read_safetensors(path: Path, size: int) -> tuple[Weights, Metadata]:
         raise FormatError(f"{path.name} is damaged ({error})", _EXPECTED, _DOWNLOAD_AGAIN) from error
 
 
+_TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 _NESTS = ("state_dict", "model", "module")
 """Where programs keep the weights in a pickle that also holds an optimiser or a step count."""
 
 
 def _read_pickle(path: Path) -> Weights:
+    if _TORCH < (2, 6):
+        raise FormatError(
+            f"{path.name} is a pickle, and PyTorch before 2.6, here {torch.__version__}, may run code in one",
+            "a safetensors file",
+            "Get the safetensors version of this model, or update PyTorch.",
+        )
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,13 @@ def test_left_overs_of_training_and_merging_are_ignored(
     loaded = load(tmp_path / "model.safetensors")
     assert loaded.unet.keys() == checkpoint.unet.keys()
     assert loaded.unet["conv_in.weight"].dtype == dtype
+
+
+def test_an_old_torch_reads_no_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"x": torch.zeros(1)}, tmp_path / "model.ckpt")
+    monkeypatch.setattr("instaflow_core.weights.files._TORCH", (2, 5))
+    with pytest.raises(FormatError, match=r"model\.ckpt is a pickle, and PyTorch before 2\.6"):
+        read_weights(tmp_path / "model.ckpt")
 
 
 # --- configs that ask for more than there is ---
@@ -254,3 +262,20 @@ def test_pickles_are_not_written(ending: str, folder: Path, tmp_path: Path) -> N
     with pytest.raises(FormatError, match=r"Expected a name ending in \.safetensors, or a folder's name"):
         convert(folder, tmp_path / f"model{ending}")
     assert not (tmp_path / f"model{ending}").exists()
+
+
+def test_a_folder_that_cannot_be_replaced_stays(
+    folder: Path, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def refuse(source: Path, destination: Path) -> None:
+        if Path(destination) == folder and Path(source).suffix == ".tmp":
+            raise PermissionError("in use")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError, match="in use"):
+        save_folder(checkpoint, folder)
+    assert same_models(load(folder), checkpoint)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -179,6 +179,29 @@ def test_a_flow_of_the_other_sign_draws_the_same(checkpoint: Checkpoint, tmp_pat
     assert torch.equal(*pictures)
 
 
+@pytest.mark.parametrize(
+    "scheduler, prediction, now",
+    [({"prediction_type": "flow_prediction"}, None, "velocity"), (SCHEDULER, "v", "v"), (SCHEDULER, None, "epsilon")],
+)
+def test_a_folder_does_not_come_back_with_a_word_that_was_overruled(
+    scheduler: dict[str, Any], prediction: str | None, now: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Other programs go by it, and would sample weights of the other sign."""
+    convert(
+        plain_folder(checkpoint, tmp_path / "model", scheduler=scheduler),
+        tmp_path / "m.safetensors",
+        None,
+        False,
+        prediction,
+    )
+    convert(tmp_path / "m.safetensors", tmp_path / "back")
+    index = json.loads((tmp_path / "back" / "model_index.json").read_text())["_class_name"]
+    back = json.loads((tmp_path / "back" / "scheduler" / "scheduler_config.json").read_text())
+    assert (index == "RectifiedFlowPipeline") == (now == "velocity") == load(tmp_path / "back").is_flow
+    expected = {"velocity": "epsilon", "v": "v_prediction", "epsilon": None}  # a flow's scheduler is never asked
+    assert back.get("prediction_type") == expected[now]
+
+
 # --- v ---
 
 
