@@ -45,7 +45,7 @@ class GenerationRequest:
         Raises ValueError for a size the autoencoder cannot make, an empty batch, no steps, or guidance for a one-step
         model, which was trained without.
         """
-        teaches = checkpoint.prediction == "epsilon"
+        teaches = not checkpoint.is_flow
         settled = GenerationRequest(
             **asdict(self)
             | {
@@ -88,7 +88,7 @@ def generate(
     """The pictures of a settled request.
 
     A rectified flow is solved by Euler's method on the uniform grid, one UNet evaluation a step (eq. 3 of the paper); a
-    checkpoint that predicts noise is sampled as its teacher is, by DPM-Solver++.
+    checkpoint that predicts noise or v is sampled as its teacher is, by DPM-Solver++.
 
     Returns:
         (B, 3, height, width) float32 on the CPU, in [0, 1].

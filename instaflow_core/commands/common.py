@@ -1,12 +1,14 @@
-"""What the commands share: how one is added, and how seeds, devices and number formats are named."""
+"""What the commands share: how one is added, and how seeds, devices, number formats and predictions are named."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 
-from ..weights.checkpoint import BUILT_IN
+from ..weights.checkpoint import BUILT_IN, Checkpoint
+from ..weights.metadata import SAYABLE
 
 DTYPES = {
     "fp32": torch.float32,
@@ -34,6 +36,26 @@ def add(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_prediction(parser: argparse.ArgumentParser) -> None:
+    """Add --prediction, which `load` takes."""
+    parser.add_argument(
+        "--prediction",
+        choices=SAYABLE,
+        help="what the UNet predicts (default: what the checkpoint says, else velocity); noise-minus-data is a "
+        "velocity with the other sign, as other flow-matching trainers define it",
+    )
+
+
+def warn_if_assumed(checkpoint: Checkpoint, name: str) -> None:
+    """Say on stderr that what the checkpoint called `name` predicts was assumed, where it was."""
+    if checkpoint.prediction_is_assumed:
+        print(
+            f"Nothing in {name} says what its UNet predicts; {checkpoint.prediction} is assumed. "
+            "If it is an ordinary Stable Diffusion, say --prediction epsilon.",
+            file=sys.stderr,
+        )
 
 
 def seed(text: str) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..weights.checkpoint import Checkpoint, load
+from ..weights.conversion import convert
+from ..weights.layouts import PARTS
 from ..weights.loras import convert_lora, is_diffusers_lora
-from ..weights.reading import PARTS
-from ..weights.saving import convert
-from .common import CHECKPOINT_HELP, DTYPES, Commands, add
+from .common import CHECKPOINT_HELP, DTYPES, Commands, add, add_prediction, warn_if_assumed
 
 
 def add_info(commands: Commands) -> None:
@@ -23,11 +23,12 @@ def add_info(commands: Commands) -> None:
         'python -m instaflow_core info "built-in: shapes" --json',
     )
     parser.add_argument("checkpoint", metavar="NAME|PATH", help=CHECKPOINT_HELP)
+    add_prediction(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _info(options: argparse.Namespace) -> None:
-    facts = _facts(options.checkpoint, load(options.checkpoint))
+    facts = _facts(options.checkpoint, load(options.checkpoint, options.prediction))
     if options.json:
         print(json.dumps(facts, indent=2))
         return
@@ -42,6 +43,7 @@ def _facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
         "layout": checkpoint.layout,
         "stage": checkpoint.stage,
         "prediction": checkpoint.prediction,
+        "prediction said by": checkpoint.said_by,
         "guidance": checkpoint.guidance,
         "native size": checkpoint.native_size,
         "licence": checkpoint.metadata.get("instaflow.license", "unknown"),
@@ -73,6 +75,7 @@ def add_convert(commands: Commands) -> None:
     )
     parser.add_argument("source", help=CHECKPOINT_HELP)
     parser.add_argument("destination", help="a name that ends in .safetensors for one file, any other for a folder")
+    add_prediction(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="store the weights in this type")
     parser.add_argument("--force", action="store_true", help="replace what is at the destination")
 
@@ -83,7 +86,8 @@ def _convert(options: argparse.Namespace) -> None:
         print(options.destination)
         return
     dtype = None if options.dtype is None else DTYPES[options.dtype]
-    checkpoint = convert(options.source, options.destination, dtype, options.force)
+    checkpoint = convert(options.source, options.destination, dtype, options.force, options.prediction)
+    warn_if_assumed(checkpoint, options.source)
     licence = checkpoint.metadata.get("instaflow.license")
     if licence:
         print(f"These weights are {licence}; the licence holds for the converted ones too.", file=sys.stderr)

@@ -9,7 +9,17 @@ from tqdm import tqdm
 from ..flow.noise import DRAWS
 from ..generate import GenerationRequest, generate, save_pictures
 from ..weights.checkpoint import load
-from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add, device, seed
+from .common import (
+    CHECKPOINT_HELP,
+    COMPUTE_DTYPES,
+    DTYPES,
+    Commands,
+    add,
+    add_prediction,
+    device,
+    seed,
+    warn_if_assumed,
+)
 
 
 def add_generate(commands: Commands) -> None:
@@ -22,10 +32,11 @@ def add_generate(commands: Commands) -> None:
         'python -m instaflow_core generate --prompt "a yellow star on a purple background" --seed 3 --out star.png',
     )
     parser.add_argument("--checkpoint", default="built-in: shapes", metavar="NAME|PATH", help=CHECKPOINT_HELP)
+    add_prediction(parser)
     parser.add_argument("--prompt", required=True, help="what to show")
     parser.add_argument("--negative", default="", help="what to avoid; acts only with guidance above 1")
     parser.add_argument("--seed", type=seed, default=0, help="0 to 2^64 - 1 (default 0)")
-    parser.add_argument("--steps", type=int, help="UNet evaluations (default 1; 25 for a diffusion teacher)")
+    parser.add_argument("--steps", type=int, help="UNet evaluations (default 1; 25 for a diffusion model)")
     parser.add_argument("--guidance", type=float, help="above 1 follows the prompt more (default: the checkpoint's)")
     parser.add_argument("--width", type=int, help="in pixels (default: the model's native size)")
     parser.add_argument("--height", type=int, help="in pixels (default: the model's native size)")
@@ -41,7 +52,8 @@ def add_generate(commands: Commands) -> None:
 def _generate(options: argparse.Namespace) -> None:
     if options.out.suffix.lower() != ".png":
         raise ValueError(f"--out {options.out} is not a PNG. Give a name that ends in .png.")
-    checkpoint = load(options.checkpoint)
+    checkpoint = load(options.checkpoint, options.prediction)
+    warn_if_assumed(checkpoint, options.checkpoint)
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height", "batch_size", "draw")
     request = GenerationRequest(**{name: getattr(options, name) for name in names}).settled(checkpoint)
     with tqdm(total=request.steps, unit="step", disable=None, leave=False) as bar:

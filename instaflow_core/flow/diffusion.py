@@ -14,6 +14,8 @@ SD_SCHEDULE: dict[str, Any] = {
 }
 """Stable Diffusion 1's noise schedule, as its released configuration says it."""
 
+_PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
+
 
 def noise_schedule() -> Any:
     """SD's forward process as diffusers' DDPMScheduler: add_noise and alphas_cumprod."""
@@ -35,28 +37,32 @@ def diffusion_loss(unet: Any, schedule: Any, x_1: Tensor, noise: Tensor, timeste
 
 @torch.no_grad()
 def dpm_solver(
-    predict_noise: Callable[[Tensor, Tensor], Tensor],
+    predict: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     steps: int,
     callback: Callable[[int, Tensor], None] | None = None,
+    prediction: str = "epsilon",
 ) -> Tensor:
     """Second-order DPM-Solver++, by which the paper's teacher goes from noise to latents (section 4.1).
 
     Args:
-        predict_noise: from (B, C, H, W) and a timestep of 0 to 999 to the noise in it.
+        predict: from (B, C, H, W) and a timestep of 0 to 999 to what the model predicts of it.
         x: (B, C, H, W), N(0, 1).
         callback: called after step i with (i, latents); may raise to cancel.
+        prediction: "epsilon", the noise in x, or "v", which is alpha noise - sigma data where x = alpha data + sigma
+            noise (Salimans and Ho 2022).
 
     Returns:
         Latents of the shape of x, as the UNet takes them.
     """
     from diffusers import DPMSolverMultistepScheduler
 
-    scheduler = DPMSolverMultistepScheduler(**SD_SCHEDULE, algorithm_type="dpmsolver++", solver_order=2)
+    options = {"algorithm_type": "dpmsolver++", "solver_order": 2, "prediction_type": _PREDICTION_TYPES[prediction]}
+    scheduler = DPMSolverMultistepScheduler(**SD_SCHEDULE, **options)
     scheduler.set_timesteps(steps, device=x.device)
     x = x * scheduler.init_noise_sigma
     for i, timestep in enumerate(scheduler.timesteps):
-        x = scheduler.step(predict_noise(x, timestep), timestep, x, return_dict=False)[0]
+        x = scheduler.step(predict(x, timestep), timestep, x, return_dict=False)[0]
         if callback:
             callback(i, x)
     return x

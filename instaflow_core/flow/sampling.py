@@ -20,11 +20,12 @@ def sample_latents(
     guidance: float,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Latents (B, C, H, W) from noise of that shape: DPM-Solver++ for "epsilon", Euler's method for "velocity".
+    """Latents (B, C, H, W) from noise of that shape: Euler's method for "velocity", DPM-Solver++ for "epsilon" and
+    "v".
 
     text, negative: (B, 77, width) states; (1, 77, width) serves a whole batch.
     """
     guided = GuidedUNet(unet, text, negative, guidance)
-    if prediction == "epsilon":
-        return dpm_solver(guided, noise, steps, callback)
-    return euler(guided.velocity, noise, time_grid(steps), callback)
+    if prediction == "velocity":
+        return euler(guided.velocity, noise, time_grid(steps), callback)
+    return dpm_solver(guided, noise, steps, callback, prediction)

@@ -1,21 +1,20 @@
 """Checkpoints: found by name, loaded from any layout, kept under diffusers names.
 
-Tensors of a loaded checkpoint stay on disk until they are used; nothing may write into them. What kind of model it is
-stands in the metadata, since the weights of an InstaFlow cannot be told from Stable Diffusion 1.5's:
+Tensors of a loaded checkpoint stay on disk until they are used; nothing may write into them. What its UNet predicts is,
+in this order:
 
-1. `instaflow.prediction` in the file, or in the folder's UNet file;
-2. a `model_index.json` that names a rectified-flow pipeline, or a scheduler that says what it predicts;
-3. otherwise the caller's word (`load(..., prediction=...)`), which is velocity: choosing our loader says so.
+1. what the caller says (`load(..., prediction=...)`);
+2. what the file or folder says: `metadata.said_in_file`, `metadata.said_in_folder`;
+3. velocity, since choosing our loader is a sign of it; `prediction_is_assumed` then, also once it is saved.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from .files import FormatError, Metadata, Weights
+from .files import Config, FormatError, Metadata, Weights
+from .metadata import ASSUMED_KEY
 from .reading import read_source
-
-Config = dict[str, Any]
 
 MODELS = Path(__file__).parents[2] / "models"
 BUILT_IN = {
@@ -35,6 +34,7 @@ class Checkpoint:
     vae: keys of diffusers' AutoencoderKL or AutoencoderTiny (vae_config's `_class_name`); or None.
     metadata: strings, as in a safetensors header.
     layout: how the source kept it, in words.
+    said_by: who says what the UNet predicts, in words.
     """
 
     unet: Weights
@@ -45,16 +45,28 @@ class Checkpoint:
     vae_config: Config | None = None
     metadata: Metadata = field(default_factory=dict)
     layout: str = "in memory"
+    said_by: str = "its maker"
 
     @property
     def prediction(self) -> str:
-        """What the UNet predicts: "velocity" (data minus noise) or "epsilon" (noise, an ordinary diffusion model)."""
+        """What the UNet predicts: "velocity" (data minus noise), or what an ordinary diffusion model does: "epsilon"
+        (the noise) or "v"."""
         return self.metadata.get("instaflow.prediction", "velocity")
+
+    @property
+    def prediction_is_assumed(self) -> bool:
+        """Whether nothing and nobody said what the UNet predicts."""
+        return ASSUMED_KEY in self.metadata
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether it is sampled as a rectified flow, and not as a diffusion model."""
+        return self.prediction == "velocity"
 
     @property
     def stage(self) -> str:
         """How it was made: "one-step", "2-rectified-flow", "teacher", or "unknown"."""
-        return self.metadata.get("instaflow.stage", "teacher" if self.prediction == "epsilon" else "unknown")
+        return self.metadata.get("instaflow.stage", "unknown" if self.is_flow else "teacher")
 
     @property
     def guidance(self) -> float:
@@ -73,6 +85,8 @@ class Checkpoint:
         """Side of the pictures it was trained on, in pixels."""
         if "instaflow.native_size" in self.metadata:
             return int(self.metadata["instaflow.native_size"])
+        if said := re.fullmatch(r"(\d+)x(\d+)", self.metadata.get("modelspec.resolution", "")):
+            return min(map(int, said.groups()))
         size = self.unet_config.get("sample_size") or 64
         return (size if isinstance(size, int) else max(size)) * self.latent_downscale
 
@@ -95,21 +109,22 @@ class Checkpoint:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load(source: str | Path, prediction: str = "velocity") -> Checkpoint:
+def load(source: str | Path, prediction: str | None = None) -> Checkpoint:
     """Load a checkpoint.
 
     Args:
         source: a diffusers folder (or its unet/), a single file, a bare UNet, or a name in BUILT_IN.
-        prediction: what to believe where the source does not say what it predicts.
+        prediction: what its UNet predicts, whatever it says itself: "epsilon", "v", "velocity", or "noise-minus-data",
+            which is read as a velocity with the other sign. None takes the source's word, else velocity.
 
     Raises FormatError for everything that is not a whole model of Stable Diffusion 1.5's kind.
     """
-    read = read_source(locate(source))
+    read = read_source(locate(source), prediction)
     unet, unet_config = read.parts["unet"]
     text, text_config = read.parts.get("text_encoder", (None, None))
     vae, vae_config = read.parts.get("vae", (None, None))
-    metadata = {"instaflow.prediction": prediction} | read.metadata
-    return Checkpoint(unet, unet_config, text, text_config, vae, vae_config, metadata, read.layout.in_words)
+    layout = read.layout.in_words
+    return Checkpoint(unet, unet_config, text, text_config, vae, vae_config, read.metadata, layout, read.said_by)
 
 
 def locate(source: str | Path) -> Path:

@@ -5,13 +5,11 @@ the UNet, 64 channels a head in the text encoder. Keys come without the prefix o
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from .files import FormatError
+from .files import Config, FormatError
 from .layouts import Shape
 
 Shapes = Mapping[str, Shape]
-Config = dict[str, Any]
 
 STABLE_DIFFUSION_TEXT_WIDTH = 768
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, load, locate
 from .files import FormatError, Metadata, Weights, new_file, read_weights, stream_weights
-from .identify import UNET_PREFIX
+from .layouts import UNET_PREFIX
 from .saving import describe, single_file
 
 Progress = Callable[[int, int], object]
@@ -189,7 +189,7 @@ def _said(tensor: Tensor) -> str:
 def _unet(checkpoint: Checkpoint) -> Weights:
     """The UNet's tensors under LDM names without a prefix; views."""
     tensors = single_file(checkpoint, parts=["unet"])
-    return {name.removeprefix(UNET_PREFIX): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(UNET_PREFIX): w for name, w in tensors.items() if name.startswith(UNET_PREFIX)}
 
 
 def _with_parts(model: str | Path, clip_vae: str | Path | None) -> Checkpoint:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import current_umask, replacing
-from .files import FormatError, Metadata, Weights, read_weights, write_weights
-
-Config = dict[str, Any]
+from ..text import TOKENIZER
+from .files import Config, FormatError, Metadata, Weights, read_weights, sibling, write_weights
 
 # Names a part's weights may have, best first; an index beside them names the pieces of a model kept in several files.
 _WEIGHT_NAMES = {
@@ -28,35 +27,20 @@ _VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
 _TEXT_FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
 _VOCABULARY_FILES = ("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer.json")
 
-# As in the released folders. InstaFlow never asks the scheduler; pipelines want one to be there.
-SCHEDULER_CONFIG: Config = {
+# As in the released folders.
+_SCHEDULER_CONFIG: Config = {
     "_class_name": "PNDMScheduler",
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "clip_sample": False,
     "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
     "steps_offset": 1,
     "timestep_spacing": "leading",
     "trained_betas": None,
 }
-
-TOKENIZER_CONFIG: Config = {
-    "add_prefix_space": False,
-    "bos_token": "<|startoftext|>",
-    "do_lower_case": True,
-    "eos_token": "<|endoftext|>",
-    "errors": "replace",
-    "model_max_length": 77,
-    "pad_token": "<|endoftext|>",
-    "tokenizer_class": "CLIPTokenizer",
-    "unk_token": "<|endoftext|>",
-}
-
-SPECIAL_TOKENS: Config = {name: TOKENIZER_CONFIG[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
 
 def read_json(path: Path) -> Config:
@@ -82,12 +66,13 @@ def read_part(folder: Path, part: str) -> tuple[Weights, Config, Metadata]:
         stem, suffix = name.rsplit(".", 1)
         for variant in _VARIANTS:
             path = folder / f"{stem}{variant}.{suffix}"
-            index = folder / f"{stem}.{suffix}.index{variant}.json"
             if path.is_file():
                 tensors, metadata = read_weights(path)
                 return tensors, config, metadata
-            if index.is_file():
-                return _read_shards(index), config, {}
+            # Where the variant stands in an index's name has changed with the libraries' versions.
+            for index in (f"{stem}.{suffix}.index{variant}.json", f"{stem}{variant}.{suffix}.index.json"):
+                if (folder / index).is_file():
+                    return _read_shards(folder / index), config, {}
     raise FormatError(
         f"The folder {folder} has no weights",
         f"one of {', '.join(_WEIGHT_NAMES[part])} in it",
@@ -103,13 +88,6 @@ def _read_shards(index: Path) -> Weights:
     return tensors
 
 
-def sibling(path: Path, name: str) -> Path:
-    """The file `name` in the folder of `path`; FormatError where the name leads elsewhere."""
-    if Path(name).name != name:
-        raise FormatError(f"{path.name} names the file {name!r}", "a file in the same folder", "Do not use this file.")
-    return path.parent / name
-
-
 def read_texts(folder: Path) -> dict[str, str]:
     """Configs and tokenizer files of a folder by their relative path, what a single file keeps for the way back.
 
@@ -121,7 +99,7 @@ def read_texts(folder: Path) -> dict[str, str]:
         texts["model_index.json"] = (folder / "model_index.json").read_text(encoding="utf-8")
     for name in _TEXT_FOLDERS:
         for path in sorted((folder / name).glob("*")):
-            if path.suffix in (".json", ".txt") and not path.name.endswith(".index.json"):
+            if path.suffix in (".json", ".txt") and ".index." not in path.name:
                 texts[f"{name}/{path.name}"] = path.read_text(encoding="utf-8")
     if _is_shipped_vocabulary(texts):
         for name in _VOCABULARY_FILES:
@@ -130,15 +108,13 @@ def read_texts(folder: Path) -> dict[str, str]:
 
 
 def _is_shipped_vocabulary(texts: Mapping[str, str]) -> bool:
-    from ..text import load_tokenizer
-
     if "tokenizer/vocab.json" in texts:
         vocabulary = json.loads(texts["tokenizer/vocab.json"])
     elif "tokenizer/tokenizer.json" in texts:
         vocabulary = json.loads(texts["tokenizer/tokenizer.json"])["model"]["vocab"]
     else:
         return True
-    return vocabulary == load_tokenizer().get_vocab()
+    return vocabulary == json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
 
 
 def write_folder(
@@ -147,6 +123,7 @@ def write_folder(
     metadata: Mapping[str, str],
     model_index: Config,
     texts: Mapping[str, str],
+    prediction_type: str = "epsilon",
 ) -> None:
     """Write a diffusers folder under a temporary name, then rename it over `destination`.
 
@@ -155,40 +132,33 @@ def write_folder(
         metadata: goes into the header of the UNet's file.
         model_index: used where `texts` has none.
         texts: files to restore as they were, by relative path.
+        prediction_type: what the scheduler is to say where `texts` has none.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
     try:
-        room.chmod(0o777 & ~current_umask())  # mkdtemp lets only the owner in
+        temporary.chmod(0o777 & ~current_umask())  # mkdtemp lets only the owner in
         for part, (tensors, config) in parts.items():
             # Loaders of diffusers and transformers refuse a file that does not say which framework wrote it.
             header = {"format": "pt"} | (dict(metadata) if part == "unet" else {})
-            write_weights(tensors, room / part / _WEIGHT_NAMES[part][0], header)
-            _write_text(_dump(config), room / part / "config.json")
-        for name, text in {**_default_texts(parts), **texts}.items():
+            write_weights(tensors, temporary / part / _WEIGHT_NAMES[part][0], header)
+            _write_text(_dump(config), temporary / part / "config.json")
+        for name, text in {**_default_texts(parts, prediction_type), **texts}.items():
             if name.split("/")[0] in (*parts, "tokenizer", "scheduler", "feature_extractor"):
-                _write_text(text, room / name)
+                _write_text(text, temporary / name)
         kept = texts.get("model_index.json", _dump(model_index))
         index = json.loads(kept)
-        present = _only_present(index, room)
-        _write_text(kept if present == index else _dump(present), room / "model_index.json")
-        _replace(room, destination)
+        present = _only_present(index, temporary)
+        _write_text(kept if present == index else _dump(present), temporary / "model_index.json")
+        _replace(temporary, destination)
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _default_texts(parts: Mapping[str, Any]) -> dict[str, str]:
-    texts = {"scheduler/scheduler_config.json": _dump(SCHEDULER_CONFIG)}
+def _default_texts(parts: Mapping[str, Any], prediction_type: str) -> dict[str, str]:
+    texts = {"scheduler/scheduler_config.json": _dump(_SCHEDULER_CONFIG | {"prediction_type": prediction_type})}
     if "text_encoder" in parts:
-        from ..text import MERGES, load_tokenizer
-
-        vocabulary = sorted(load_tokenizer().get_vocab().items(), key=lambda item: item[1])
-        texts |= {
-            "tokenizer/vocab.json": json.dumps(dict(vocabulary), ensure_ascii=False),
-            "tokenizer/merges.txt": MERGES.read_text(encoding="utf-8"),
-            "tokenizer/tokenizer_config.json": _dump(TOKENIZER_CONFIG),
-            "tokenizer/special_tokens_map.json": _dump(SPECIAL_TOKENS),
-        }
+        texts |= {f"tokenizer/{path.name}": path.read_text(encoding="utf-8") for path in sorted(TOKENIZER.iterdir())}
     return texts
 
 
@@ -203,15 +173,21 @@ def _only_present(index: Config, folder: Path) -> Config:
     return present
 
 
-def _replace(room: Path, destination: Path) -> None:
+def _replace(temporary: Path, destination: Path) -> None:
     """Put the finished folder in place; an older one is moved aside first and deleted last."""
     if not destination.exists():
-        os.replace(room, destination)
+        os.replace(temporary, destination)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
     os.replace(destination, aside / destination.name)
-    os.replace(room, destination)
-    shutil.rmtree(aside)
+    try:
+        os.replace(temporary, destination)
+    except OSError:
+        os.replace(aside / destination.name, destination)
+        raise
+    finally:
+        if destination.exists():
+            shutil.rmtree(aside)
 
 
 def _write_text(text: str, path: Path) -> None:

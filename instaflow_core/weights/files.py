@@ -7,8 +7,10 @@ wrong ending is told apart. Tensors of a safetensors file stay on disk (memory-m
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +20,10 @@ from ..atomic import replacing
 
 Weights = dict[str, Tensor]
 Metadata = dict[str, str]
+Config = dict[str, Any]
+
+WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""What the names of weight files end in, in any case; every other dot in a name, as in instaflow_0.9B, is a dot."""
 
 _EXPECTED = "a safetensors file (or an older PyTorch .bin / .ckpt that holds nothing but tensors)"
 _DOWNLOAD_AGAIN = "Download the file again and compare its size with the one on the page it came from."
@@ -55,6 +61,8 @@ class FormatError(ValueError):
 def read_weights(path: Path) -> tuple[Weights, Metadata]:
     """Tensors and metadata of one weight file; metadata is empty where the format has none.
 
+    Names that DataParallel (`module.`) or torch.compile (`_orig_mod.`) have wrapped come without the wrapper.
+
     Raises FormatError for anything that is not a whole file of tensors. Pickles are read with `weights_only`: code in
     them does not run.
     """
@@ -70,10 +78,21 @@ def read_weights(path: Path) -> tuple[Weights, Metadata]:
             raise FormatError(f"{path.name} is {found}", _EXPECTED, advice)
     # Byte 8 starts the JSON header of every safetensors file; asked first, since its length may begin like a pickle.
     if head[8:9] == b"{":
-        return _read_safetensors(path, size)
+        tensors, metadata = _read_safetensors(path, size)
+        return _unwrapped(tensors, path.name), metadata
     if head.startswith((b"PK\x03\x04", b"\x80")):
-        return _read_pickle(path), {}
+        return _unwrapped(_read_pickle(path), path.name), {}
     raise FormatError(f"{path.name} is not a file of weights (it begins with {head[:8]!r})", _EXPECTED, _DOWNLOAD_AGAIN)
+
+
+def sibling(path: Path, name: str) -> Path:
+    """The file called `name` in the same folder as `path`; FormatError for a name that leads elsewhere.
+
+    Names inside downloaded files are not trusted with the rest of the disk.
+    """
+    if name != Path(name.replace("\\", "/")).name or name in ("", ".", ".."):
+        raise FormatError(f"{path.name} names the file {name!r}", "a file in the same folder", "Do not use this file.")
+    return path.parent / name
 
 
 def new_file(path: str | Path, force: bool) -> Path:
@@ -82,7 +101,7 @@ def new_file(path: str | Path, force: bool) -> Path:
     Raises FormatError for another kind of name, FileExistsError where there is something and `force` is not set.
     """
     out = Path(path).expanduser()
-    if out.suffix != ".safetensors":
+    if out.suffix.lower() != ".safetensors":
         raise FormatError(f"The file to write is called {out.name}", "a name ending in .safetensors", "Change it.")
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists already. Give another name, or --force to replace it.")
@@ -159,6 +178,22 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()[:16]
 
 
+_WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
+
+
+def _unwrapped(tensors: Weights, name: str) -> Weights:
+    """The same tensors under the names they have in the module that was wrapped."""
+    bare: Weights = {}
+    for key, tensor in tensors.items():
+        own = _WRAPPERS.sub(r"\1", key)
+        if own in bare:
+            raise FormatError(
+                f"{name} holds {own} twice, wrapped and unwrapped", "one model", "Save the one you mean on its own."
+            )
+        bare[own] = tensor
+    return bare
+
+
 def _check_header(path: Path, size: int) -> None:
     """Raise FormatError where a safetensors file's header is damaged, or the file ends before its header says."""
     with path.open("rb") as file:
@@ -193,7 +228,18 @@ def _read_safetensors(path: Path, size: int) -> tuple[Weights, Metadata]:
         raise FormatError(f"{path.name} is damaged ({error})", _EXPECTED, _DOWNLOAD_AGAIN) from error
 
 
+_TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+_NESTS = ("state_dict", "model", "module")
+"""Where programs keep the weights in a pickle that also holds an optimiser or a step count."""
+
+
 def _read_pickle(path: Path) -> Weights:
+    if _TORCH < (2, 6):
+        raise FormatError(
+            f"{path.name} is a pickle, and PyTorch before 2.6, here {torch.__version__}, may run code in one",
+            "a safetensors file",
+            "Get the safetensors version of this model, or update PyTorch.",
+        )
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
     try:
@@ -210,8 +256,8 @@ def _read_pickle(path: Path) -> Weights:
     except Exception as error:  # damaged bytes make torch's reader stumble in any way: KeyError, AssertionError, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FormatError(f"{path.name} is damaged or cut short ({reason})", _EXPECTED, _DOWNLOAD_AGAIN) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    while isinstance(content, dict) and (inside := [content[k] for k in _NESTS if isinstance(content.get(k), dict)]):
+        content = inside[0]
     tensors = {}
     if isinstance(content, dict):
         tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}

@@ -1,4 +1,4 @@
-"""What a file or folder of weights is: `identify`, and the tables it reads.
+"""What a file or folder of weights is: `identify`, and what it knows files by.
 
 A layout that can be loaded gives a `Layout`; everything else gives a FormatError that names what it is. A new kind of
 file is a new row.
@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .files import FormatError, read_weights
+from .layouts import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 
 _EXPECTED = "an InstaFlow: a diffusers folder, a checkpoint, or a UNet of Stable Diffusion 1.5's shape"
 
@@ -42,13 +43,9 @@ class Layout:
 
 # --- what a single file may be ----------------------------------------------------------------------------------------
 
-UNET_PREFIX = "model.diffusion_model."
-TEXT_PREFIX = "cond_stage_model.transformer."
-VAE_PREFIX = "first_stage_model."
-
 # (layout of the keys, what a UNet's keys begin with after the prefix)
 _UNET_STARTS = (("ldm", "input_blocks."), ("diffusers", "down_blocks."))
-_UNET_PREFIXES = (UNET_PREFIX, "diffusion_model.", "unet.", "module.", "")
+_UNET_PREFIXES = (UNET_PREFIX, "diffusion_model.", "unet.", "model.", "")
 
 
 @dataclass(frozen=True)

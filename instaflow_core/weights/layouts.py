@@ -1,7 +1,7 @@
 """Names and shapes of every tensor of the three models, in both layouts, derived from their configs.
 
 Two layouts are in the world: diffusers' (a folder a model) and the one Stable Diffusion was published in, called LDM
-here (all models in one file). A table row is one tensor: its name in each, and its shape. Reading, writing and
+here (all models in one file). A row is one tensor: its name in each, and its shape. Reading, writing and
 checking a checkpoint are loops over rows, and a UNet of another depth or width is only another config.
 """
 
@@ -11,6 +11,13 @@ from typing import Any
 
 Config = Mapping[str, Any]
 Shape = tuple[int, ...]
+
+PARTS = ("unet", "text_encoder", "vae")
+UNET_PREFIX = "model.diffusion_model."
+TEXT_PREFIX = "cond_stage_model.transformer."
+VAE_PREFIX = "first_stage_model."
+PREFIXES = {"unet": UNET_PREFIX, "text_encoder": TEXT_PREFIX, "vae": VAE_PREFIX}
+"""What the names of each part begin with in an LDM file."""
 
 LATENT_SCALE = 0.18215
 """What Stable Diffusion's autoencoder multiplies its latents by; the VAE decodes `latents / LATENT_SCALE`."""

@@ -11,9 +11,24 @@ from .layouts import VAE_ROWS, Config, Row, text_rows, unet_rows
 # Tensors old files carry along that belong to no model here: losses, a temperature, a projection nothing uses.
 _IGNORED = {
     "text_encoder": r"^text_model\.(text_projection|logit_scale)|^(text_projection|logit_scale)",
-    "vae": r"^loss\.",
+    "vae": r"^(loss|model_ema)\.",
 }
 
+# What adds weights to a UNet that Stable Diffusion 1.5's has not, and its value there.
+_PLAIN_UNET = {
+    "addition_embed_type": None,
+    "attention_type": "default",
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_class_embeds": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+}
 
 _WORDS = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
 
@@ -23,6 +38,14 @@ def rows_of(part: str, config: Config) -> list[Row]:
 
     Raises FormatError where the config is incomplete or names building blocks Stable Diffusion 1.5 does not have.
     """
+    if part == "unet":
+        for name, plain in _PLAIN_UNET.items():
+            if config.get(name, plain) != plain:
+                raise FormatError(
+                    f"The UNet config says {name} = {config[name]!r}",
+                    f"{plain!r}, or nothing, as in a Stable Diffusion 1.5 model",
+                    "The config belongs to another kind of model: get the one that came with these weights.",
+                )
     makers: dict[str, Callable[[Config], list[Row]]] = {"unet": unet_rows, "text_encoder": text_rows}
     if part == "vae":
         kind = config.get("_class_name", "AutoencoderKL")
@@ -81,11 +104,15 @@ def match(part: str, tensors: Mapping[str, Tensor], rows: list[Row], keys: str, 
     return named
 
 
+def text_name(name: str) -> str:
+    """A text encoder's tensor under `text_model.`, which transformers leaves out from version 5 on."""
+    return name if name.startswith("text_model.") else f"text_model.{name}"
+
+
 def with_text_prefix(tensors: Mapping[str, Tensor]) -> Weights:
-    """A text encoder's tensors all under `text_model.`, which transformers leaves out from version 5 on."""
-    if any(name.startswith("text_model.") for name in tensors):
-        return dict(tensors)
-    return {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+    """A text encoder's tensors all under `text_model.`; one that is there under both names counts once."""
+    bare = {text_name(name): tensor for name, tensor in tensors.items() if not name.startswith("text_model.")}
+    return bare | {name: tensor for name, tensor in tensors.items() if name.startswith("text_model.")}
 
 
 def to_ldm(tensors: Mapping[str, Tensor], rows: list[Row], prefix: str) -> Weights:

@@ -1,35 +1,37 @@
 """A checkpoint's models out of whatever they are kept in: a single file, a bare UNet, or a diffusers folder.
 
 Every model comes out under its diffusers names, whole, and with a config: from the metadata or the config.json, else
-read off the shapes.
+read off the shapes. What the UNet predicts comes from the caller, else from what the source says, else it is assumed.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from .configs import infer_text_config, infer_unet_config, infer_vae_config
-from .diffusers_folder import read_json, read_part, sibling
-from .files import FormatError, Metadata, Weights, read_weights
-from .identify import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, Layout, identify
-from .layouts import OLD_VAE_ATTENTION
-from .matching import match, rows_of, with_text_prefix
+from .diffusers_folder import read_part
+from .files import Config, Metadata, Weights, read_weights, sibling
+from .identify import Layout, identify
+from .layouts import OLD_VAE_ATTENTION, PARTS, PREFIXES
+from .matching import match, rows_of, text_name, with_text_prefix
+from .metadata import (
+    ASSUMED_KEY,
+    CONFIG_KEYS,
+    NOISE_MINUS_DATA,
+    SAYABLE,
+    Said,
+    check_metadata,
+    described_by_folder,
+    own_metadata,
+    parse_json,
+    said_in_file,
+    said_in_folder,
+)
 
-Config = dict[str, Any]
 Parts = dict[str, tuple[Weights, Config]]
-
-PARTS = ("unet", "text_encoder", "vae")
-PREFIXES = {"unet": UNET_PREFIX, "text_encoder": TEXT_PREFIX, "vae": VAE_PREFIX}
-CONFIG_KEYS = {"unet": "instaflow.unet_config", "text_encoder": "instaflow.text_config", "vae": "instaflow.vae_config"}
-
-_FLOW_PIPELINES = ("RectifiedFlowPipeline", "InstaFlowPipeline")
-_PREDICTIONS = {"epsilon": "epsilon", "flow_prediction": "velocity", "velocity": "velocity"}
-# Folder names of the released models, the only trace of which of the two a folder is.
-_STAGES_BY_NAME = (("2_rectified_flow", "2-rectified-flow"), ("instaflow", "one-step"))
 
 # Two numbers the host's TAESD has beside its weights; no diffusers model has them.
 _HOST_SCALE_KEYS = ("vae_scale", "vae_shift")
@@ -37,46 +39,78 @@ _HOST_SCALE_KEYS = ("vae_scale", "vae_shift")
 
 @dataclass(frozen=True)
 class Source:
-    """What was read: tensors and config of each model there is, "unet" always; this pack's metadata; the layout."""
+    """What was read.
+
+    parts: tensors and config of each model there is, "unet" always.
+    metadata: this pack's and the standard entries, `instaflow.prediction` always.
+    said_by: who says what the UNet predicts, in words.
+    """
 
     parts: Parts
     metadata: Metadata
     layout: Layout
+    said_by: str
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path, prediction: str | None = None) -> Source:
     """Read a file or a folder.
 
-    Raises FormatError for everything that is not a whole model of Stable Diffusion 1.5's kind.
+    Args:
+        prediction: one of SAYABLE, whatever the source says; None takes the source's word.
+
+    Raises:
+        FormatError: it is not a whole model of Stable Diffusion 1.5's kind.
+        ValueError: there is no such prediction.
     """
-    source = _read_folder(path) if path.is_dir() else _read_file(path)
-    _check_metadata(source.metadata, path.name)
-    return source
+    if prediction is not None and prediction not in SAYABLE:
+        raise ValueError(f"Unknown prediction {prediction!r}; expected one of {', '.join(SAYABLE)}.")
+    given = None if prediction is None else Said(prediction, "the caller")
+    return _read_folder(path, given) if path.is_dir() else _read_file(path, given)
+
+
+def _settled(parts: Parts, metadata: Metadata, layout: Layout, said: Said | None, name: str) -> Source:
+    """The source with its prediction in the metadata, and as this pack counts a velocity: data minus noise."""
+    if said is None:
+        metadata.setdefault("instaflow.prediction", "velocity")
+        metadata[ASSUMED_KEY] = "true"
+        by = "nobody; it is assumed"
+    else:
+        metadata.pop(ASSUMED_KEY, None)
+        metadata["instaflow.prediction"], by = said.prediction, said.by
+        if said.prediction == NOISE_MINUS_DATA:
+            metadata["instaflow.prediction"] = "velocity"
+            unet, config = parts["unet"]
+            parts["unet"] = _negated(unet), config
+    check_metadata(metadata, name)
+    return Source(parts, metadata, layout, by)
+
+
+def _negated(unet: Weights) -> Weights:
+    """The UNet whose output has the other sign: its last convolution is negated, which is exact in every type."""
+    last = ("conv_out.weight", "conv_out.bias")
+    return unet | {key: (-unet[key].float()).to(unet[key].dtype) for key in last}
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path) -> Source:
+def _read_file(path: Path, given: Said | None) -> Source:
     tensors, header = read_weights(path)
     layout = identify(tensors, path.name)
-    metadata = _own(header)
+    metadata = own_metadata(header)
+    said = given or said_in_file(tensors, metadata, path.name)
     parts: Parts = {"unet": _part("unet", _under(tensors, layout.unet_prefix), metadata, path.name, layout.unet_keys)}
     if layout.text_prefix is not None:
         parts["text_encoder"] = _part("text_encoder", _under(tensors, layout.text_prefix), metadata, path.name)
     if layout.vae_prefix is not None:
         parts["vae"] = _part("vae", _under(tensors, layout.vae_prefix), metadata, path.name)
-    for name in _json(metadata.pop("instaflow.shared", "[]"), "instaflow.shared", path.name):
+    for name in parse_json(metadata.pop("instaflow.shared", "[]"), "instaflow.shared", path.name):
         shared, shared_header = read_weights(sibling(path, name))
         for part in ("text_encoder", "vae"):
             inside = _under(shared, PREFIXES[part])
             if inside and part not in parts:
-                parts[part] = _part(part, inside, _own(shared_header), name)
-    return Source(parts, metadata, layout)
-
-
-def _own(header: Metadata) -> Metadata:
-    return {key: value for key, value in header.items() if key.startswith(("instaflow.", "modelspec."))}
+                parts[part] = _part(part, inside, own_metadata(shared_header), name)
+    return _settled(parts, metadata, layout, said, path.name)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> Weights:
@@ -90,7 +124,7 @@ def _part(part: str, tensors: Weights, metadata: Metadata, name: str, keys: str 
     if part == "vae":
         tensors = {key: tensor for key, tensor in tensors.items() if key not in _HOST_SCALE_KEYS}
     if CONFIG_KEYS[part] in metadata:
-        config = _json(metadata[CONFIG_KEYS[part]], CONFIG_KEYS[part], name)
+        config = parse_json(metadata[CONFIG_KEYS[part]], CONFIG_KEYS[part], name)
     else:
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         infer = {"text_encoder": infer_text_config, "vae": infer_vae_config}
@@ -107,7 +141,7 @@ def _matched(part: str, tensors: Weights, config: Config, keys: str, name: str) 
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def _read_folder(path: Path) -> Source:
+def _read_folder(path: Path, given: Said | None) -> Source:
     layout = identify(path)
     root = path if (path / "unet").is_dir() else path.parent
     wanted = {"unet": "", "text_encoder": layout.text_prefix, "vae": layout.vae_prefix}
@@ -118,75 +152,26 @@ def _read_folder(path: Path) -> Source:
         tensors, config, header = read_part(root / part, part)
         if part == "unet":
             identify(tensors, f"{root.name}/unet")
-            metadata = _own(header)
+            metadata = own_metadata(header)
         names = _current_names(part, tensors)
         if any(old != new for old, new in names.items()):
             renamed[part] = {new: old for old, new in names.items() if old != new}
         tensors = {names[key]: tensor for key, tensor in tensors.items()}
         parts[part] = _matched(part, tensors, config, "diffusers", root.name)
+    said = given or said_in_folder(root, metadata)
     if "instaflow.format" not in metadata:
-        metadata |= _describe_folder(root)
+        metadata |= described_by_folder(root)
     if renamed:
         metadata["instaflow.renamed"] = json.dumps(renamed)
-    return Source(parts, metadata, layout)
+    return _settled(parts, metadata, layout, said, root.name)
 
 
 def _current_names(part: str, tensors: Weights) -> dict[str, str]:
     """Today's name of every tensor in a folder, by the name it has there."""
     if part == "text_encoder":
-        return dict(zip(tensors, with_text_prefix(tensors), strict=True))
+        return {name: text_name(name) for name in tensors}
     names = {key: key for key in tensors}
     if part == "vae":
         for new, old in OLD_VAE_ATTENTION.items():
             names |= {key: key.replace(f".{old}.", f".{new}.") for key in tensors if f".attentions.0.{old}." in key}
     return names
-
-
-def _describe_folder(root: Path) -> Metadata:
-    """What model_index.json, the scheduler and the folder's name say of a model without metadata of its own."""
-    described: Metadata = {}
-    index = read_json(root / "model_index.json") if (root / "model_index.json").is_file() else {}
-    scheduler = root / "scheduler" / "scheduler_config.json"
-    if index.get("_class_name") in _FLOW_PIPELINES:
-        described["instaflow.prediction"] = "velocity"
-        # The licence of the released weights, the only folders of this kind that say nothing of themselves.
-        described["instaflow.license"] = "CC-BY-NC-4.0"
-        stage = next((stage for name, stage in _STAGES_BY_NAME if name in root.resolve().name.lower()), None)
-        if stage:
-            described["instaflow.stage"] = stage
-    elif scheduler.is_file() and "prediction_type" in (says := read_json(scheduler)):
-        kind = says["prediction_type"]
-        if kind not in _PREDICTIONS:
-            raise FormatError(
-                f"The scheduler of {root.name} predicts {kind!r}",
-                "epsilon or velocity",
-                "Load it with the host's own loader.",
-            )
-        described["instaflow.prediction"] = _PREDICTIONS[kind]
-    return described
-
-
-# --- metadata from strangers ------------------------------------------------------------------------------------------
-
-
-def _json(text: str, key: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise _damaged(name, key, text, "JSON") from error
-
-
-def _check_metadata(metadata: Metadata, name: str) -> None:
-    """Raise FormatError where a value that is read later is not what it should be."""
-    prediction = metadata.get("instaflow.prediction", "velocity")
-    if prediction not in ("velocity", "epsilon"):
-        raise _damaged(name, "instaflow.prediction", prediction, "velocity or epsilon")
-    for key, kind in (("instaflow.native_size", int), ("instaflow.guidance", float)):
-        try:
-            kind(metadata.get(key, "1"))
-        except ValueError as error:
-            raise _damaged(name, key, metadata[key], "a number") from error
-
-
-def _damaged(name: str, key: str, value: str, expected: str) -> FormatError:
-    return FormatError(f"The metadata {key} of {name} is {value[:40]!r}", expected, "Get the file again.")

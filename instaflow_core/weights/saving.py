@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, load, locate
-from .diffusers_folder import read_texts, sibling, write_folder
-from .files import FormatError, Metadata, Weights, read_weights, write_weights
-from .identify import VAE_PREFIX
-from .layouts import LATENT_SCALE
+from .checkpoint import Checkpoint
+from .diffusers_folder import write_folder
+from .files import Metadata, Weights, read_weights, sibling, write_weights
+from .layouts import LATENT_SCALE, PARTS, PREFIXES, VAE_PREFIX
 from .matching import match, rows_of, to_ldm
-from .reading import CONFIG_KEYS, PARTS, PREFIXES
+from .metadata import CONFIG_KEYS
 
 _TITLES = {"one-step": "InstaFlow", "2-rectified-flow": "2-Rectified Flow", "teacher": "diffusion teacher"}
 
@@ -26,9 +25,9 @@ def describe(checkpoint: Checkpoint) -> Metadata:
         "modelspec.architecture": "stable-diffusion-v1",
         "modelspec.implementation": "https://github.com/gnobitab/InstaFlow",
         "modelspec.title": _TITLES.get(stage, "InstaFlow"),
+        **checkpoint.metadata,
         "modelspec.resolution": f"{size}x{size}",
         "modelspec.prediction_type": checkpoint.prediction,
-        **checkpoint.metadata,
         "instaflow.format": "1",
         "instaflow.prediction": checkpoint.prediction,
         "instaflow.stage": stage,
@@ -90,6 +89,8 @@ def single_file(checkpoint: Checkpoint, dtype: torch.dtype | None = None, parts:
     tensors: Weights = {}
     for part in parts:
         tensors |= _ldm_tensors(checkpoint, part, dtype)
+    if "unet" in parts and checkpoint.prediction == "v":
+        tensors["v_pred"] = torch.zeros(0)  # by which ComfyUI's own loader knows it
     return tensors
 
 
@@ -145,7 +146,7 @@ def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | N
     metadata = {key: value for key, value in describe(checkpoint).items() if key not in left_out}
     vae_class = (checkpoint.vae_config or {}).get("_class_name", "AutoencoderKL")
     index = {
-        "_class_name": "RectifiedFlowPipeline" if checkpoint.prediction == "velocity" else "StableDiffusionPipeline",
+        "_class_name": "RectifiedFlowPipeline" if checkpoint.is_flow else "StableDiffusionPipeline",
         "feature_extractor": [None, None],
         "safety_checker": [None, None],
         "scheduler": ["diffusers", "PNDMScheduler"],
@@ -154,43 +155,6 @@ def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | N
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", vae_class],
     }
-    write_folder(Path(path), parts, metadata, index, texts)
-
-
-def convert(
-    source: str | Path,
-    destination: str | Path,
-    dtype: torch.dtype | None = None,
-    force: bool = False,
-    prediction: str = "velocity",
-) -> Checkpoint:
-    """Turn a folder into one safetensors file, or a file into a folder; `destination`'s ending decides.
-
-    Without `dtype` every tensor keeps its bytes, and converting back gives the same tensors, names and configs.
-
-    Returns the checkpoint that was written.
-
-    Raises:
-        FormatError: `source` cannot be used, or is `destination`.
-        FileExistsError: `destination` exists and `force` is not set.
-    """
-    start, end = locate(source), Path(destination).expanduser()
-    if end.exists() and end.resolve() == start.resolve():
-        raise FormatError(f"{end} is both source and destination", "two places", "Give another destination.")
-    if end.exists() and not force:
-        raise FileExistsError(f"{end} exists already. Give another name, or --force to replace it.")
-    checkpoint = load(start, prediction)
-    if start.is_dir():
-        root = start.parent if start.name == "unet" and not (start / "unet").is_dir() else start
-        checkpoint.metadata["instaflow.folder"] = json.dumps(read_texts(root))
-    if end.suffix == ".safetensors":
-        save(checkpoint, end, dtype)
-    elif end.suffix:
-        raise FormatError(
-            f"The destination is called {end.name}",
-            "a name ending in .safetensors, or a folder's name",
-            "Change the destination.",
-        )
-    else:
-        save_folder(checkpoint, end, dtype)
-    return checkpoint
+    # InstaFlow never asks the scheduler; pipelines want one to be there.
+    prediction_type = "v_prediction" if checkpoint.prediction == "v" else "epsilon"
+    write_folder(Path(path), parts, metadata, index, texts, prediction_type)

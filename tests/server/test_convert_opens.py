@@ -15,9 +15,10 @@ from PIL import Image
 from sd15 import TEXT, UNET, VAE, random_weights
 
 from instaflow_core.weights.checkpoint import Checkpoint
+from instaflow_core.weights.conversion import convert
 from instaflow_core.weights.files import read_weights
 from instaflow_core.weights.matching import rows_of
-from instaflow_core.weights.saving import convert, save_folder
+from instaflow_core.weights.saving import save_folder
 
 FOLDER = "instaflow_0_9B_random"
 FILE = "instaflow_0_9B_random.safetensors"

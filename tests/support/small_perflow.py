@@ -18,7 +18,7 @@ from instaflow_core.flow.diffusion import noise_schedule
 from instaflow_core.flow.perflow import window_levels, window_velocity
 from instaflow_core.text import encode_prompts
 from instaflow_core.weights.checkpoint import Checkpoint
-from instaflow_core.weights.identify import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from instaflow_core.weights.layouts import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from instaflow_core.weights.matching import rows_of, to_ldm
 from instaflow_core.weights.modules import build_text_encoder, build_unet
 

@@ -3,6 +3,7 @@ import torch
 
 from instaflow_core.flow.diffusion import diffusion_loss, dpm_solver, noise_schedule
 from instaflow_core.flow.guidance import GuidedUNet
+from instaflow_core.flow.sampling import sample_latents
 
 MEAN, DEVIATION = 0.7, 0.4
 
@@ -33,6 +34,27 @@ def test_dpm_solver_carries_noise_to_the_data_it_was_trained_on():
     assert errors[0] < 0.05
     assert errors[1] < errors[0] / 3
     assert errors[2] < errors[1] / 3
+
+
+class GaussianVTeacher(GaussianTeacher):
+    """The exact v = alpha noise - sigma data for the same data."""
+
+    def __call__(self, x, timestep, encoder_hidden_states, return_dict):
+        (noise,) = super().__call__(x, timestep, encoder_hidden_states, return_dict)
+        level = self.alphas[timestep.long()].reshape(-1, 1, 1, 1)
+        alpha, sigma = level.sqrt(), (1 - level).sqrt()
+        return (alpha * noise - sigma * (x - sigma * noise) / alpha,)
+
+
+def test_a_teacher_that_predicts_v_draws_the_same():
+    noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    states = torch.zeros(1, 77, 8)
+    by_noise = sample_latents(GaussianTeacher(), "epsilon", states, states, noise, 20, 1.0)
+    by_v = sample_latents(GaussianVTeacher(), "v", states, states, noise, 20, 1.0)
+    torch.testing.assert_close(by_v, by_noise, atol=1e-3, rtol=0)
+    assert not torch.allclose(
+        sample_latents(GaussianVTeacher(), "epsilon", states, states, noise, 20, 1.0), by_v, atol=0.1
+    )
 
 
 def test_guidance_asks_for_both_texts_in_one_batch():

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from instaflow_core.text import encode_prompts
 from instaflow_core.weights.checkpoint import Checkpoint, load
+from instaflow_core.weights.conversion import convert
 from instaflow_core.weights.files import FormatError
 from instaflow_core.weights.layouts import OLD_VAE_ATTENTION
 from instaflow_core.weights.matching import rows_of, to_ldm
 from instaflow_core.weights.modules import build_text_encoder, build_unet, build_vae
-from instaflow_core.weights.saving import convert, save, save_folder, save_part
+from instaflow_core.weights.saving import save, save_folder, save_part
 
 Weights = dict[str, Tensor]
 
@@ -207,7 +208,7 @@ def test_a_file_may_be_saved_over_itself(one_step: Checkpoint, tmp_path: Path) -
     "key, value, said",
     [
         ("instaflow.unet_config", "{", "instaflow.unet_config of model.safetensors is '{'. Expected JSON"),
-        ("instaflow.prediction", "v", "Expected velocity or epsilon"),
+        ("instaflow.prediction", "x_0", "Expected velocity, epsilon or v"),
         ("instaflow.native_size", "large", "Expected a number"),
         ("instaflow.guidance", "", "Expected a number"),
     ],
@@ -340,12 +341,13 @@ def test_a_folder_that_says_nothing_is_what_the_caller_says(folder: Path) -> Non
     assert load(folder, prediction="epsilon").prediction == "epsilon"
 
 
-def test_v_prediction_is_refused(folder: Path) -> None:
+def test_another_prediction_is_refused_unless_the_caller_knows_better(folder: Path) -> None:
     (folder / "model_index.json").unlink()
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
-    with pytest.raises(FormatError, match="predicts 'v_prediction'"):
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "sample"}')
+    with pytest.raises(FormatError, match=r"predicts 'sample'\. Expected epsilon, v or velocity\. .*--prediction"):
         load(folder)
+    assert load(folder, "epsilon").prediction == "epsilon"
 
 
 def test_the_unet_of_a_folder_is_a_model(folder: Path, one_step: Checkpoint) -> None:

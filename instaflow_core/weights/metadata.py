@@ -1,0 +1,162 @@
+"""What a checkpoint says of itself: the metadata keys of this pack, and what other programs' files say of theirs.
+
+Weights do not show what a UNet predicts: those of an InstaFlow have the names and shapes of Stable Diffusion 1.5's.
+`said_in_file` and `said_in_folder` find who says it; where nobody does, the reader assumes and writes down that it did.
+"""
+
+import json
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .diffusers_folder import read_json
+from .files import FormatError, Metadata
+
+CONFIG_KEYS = {"unet": "instaflow.unet_config", "text_encoder": "instaflow.text_config", "vae": "instaflow.vae_config"}
+ASSUMED_KEY = "instaflow.prediction_assumed"
+"""Stands beside `instaflow.prediction` where that is an assumption and not what a source or a person said."""
+
+PREDICTIONS = ("velocity", "epsilon", "v")
+"""What a checkpoint's UNet predicts: data minus noise, the noise, or v (Salimans and Ho 2022)."""
+NOISE_MINUS_DATA = "noise-minus-data"
+"""A velocity with the other sign, as flow-matching trainers outside the paper define it; read as "velocity"."""
+SAYABLE = ("epsilon", "v", "velocity", NOISE_MINUS_DATA)
+"""What a person may say a source predicts."""
+
+# Words for it in modelspec.prediction_type and in diffusers' schedulers, whose flow_prediction is noise minus data.
+_WORDS = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v": "v",
+    "v_prediction": "v",
+    "v-prediction": "v",
+    "velocity": "velocity",
+    "flow_prediction": NOISE_MINUS_DATA,
+    NOISE_MINUS_DATA: NOISE_MINUS_DATA,
+}
+_FLOW_PIPELINES = ("RectifiedFlowPipeline", "InstaFlowPipeline")
+# Buffers of a diffusion model's noise schedule, which training code saves along with the weights.
+_SCHEDULE_BUFFERS = ("alphas_cumprod", "betas")
+# What the released models' repositories are called, the only trace of which of the two a folder is.
+_STAGES_BY_NAME = (("2_rectified_flow", "2-rectified-flow"), ("instaflow", "one-step"))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a UNet predicts, one of SAYABLE, and who says so, in words."""
+
+    prediction: str
+    by: str
+
+
+def said_in_file(names: Container[str], metadata: Metadata, name: str) -> Said | None:
+    """What a single file says its UNet predicts; None where nothing in it does.
+
+    Args:
+        names: of all its tensors.
+        name: what messages call the file.
+
+    Raises FormatError where it says something unknown.
+    """
+    if "instaflow.prediction" in metadata and ASSUMED_KEY not in metadata:
+        return Said(metadata["instaflow.prediction"], "instaflow.prediction in the file")
+    if "instaflow.prediction" in metadata:
+        return None
+    if "v_pred" in names:
+        return Said("v", "the v_pred marker in the file")
+    if "modelspec.prediction_type" in metadata:
+        word = metadata["modelspec.prediction_type"]
+        return Said(_known(word, f"modelspec.prediction_type of {name}"), "modelspec.prediction_type in the file")
+    buffer = next((buffer for buffer in _SCHEDULE_BUFFERS if buffer in names), None)
+    return Said("epsilon", f"the noise schedule ({buffer}) in the file") if buffer else None
+
+
+def said_in_folder(root: Path, metadata: Metadata) -> Said | None:
+    """What a diffusers folder says its UNet predicts; None where nothing in it does.
+
+    Args:
+        metadata: that of the UNet's file.
+
+    Raises FormatError where it says something unknown.
+    """
+    said = said_in_file((), metadata, f"{root.name}/unet")
+    if said or "instaflow.prediction" in metadata:
+        return said
+    pipeline = _pipeline(root)
+    if pipeline in _FLOW_PIPELINES:
+        return Said("velocity", f"model_index.json, which names a {pipeline}")
+    scheduler = root / "scheduler" / "scheduler_config.json"
+    config = read_json(scheduler) if scheduler.is_file() else None
+    if config is not None:
+        if str(config.get("_class_name", "")).startswith("FlowMatch"):
+            return Said(NOISE_MINUS_DATA, f"scheduler_config.json, which names a {config['_class_name']}")
+        if "prediction_type" in config:
+            word = config["prediction_type"]
+            return Said(_known(word, f"The scheduler of {root.name}"), "prediction_type in scheduler_config.json")
+        return Said("epsilon", "scheduler_config.json, where no prediction_type is epsilon")
+    if pipeline.startswith("StableDiffusion"):
+        return Said("epsilon", f"model_index.json, which names a {pipeline}")
+    return None
+
+
+def described_by_folder(root: Path) -> Metadata:
+    """The stage and the licence of a released folder, which says nothing of itself but in its pipeline and name."""
+    if _pipeline(root) not in _FLOW_PIPELINES:
+        return {}
+    described = {"instaflow.license": "CC-BY-NC-4.0"}
+    names = " ".join(_names(root)).lower()
+    stage = next((stage for name, stage in _STAGES_BY_NAME if name in names), None)
+    return described | ({"instaflow.stage": stage} if stage else {})
+
+
+def own_metadata(header: Metadata) -> Metadata:
+    """The entries of a file's header that say what the model is, without those of other programs."""
+    return {key: value for key, value in header.items() if key.startswith(("instaflow.", "modelspec."))}
+
+
+def parse_json(text: str, key: str, name: str) -> Any:
+    """The JSON in an entry of `name`'s metadata; FormatError where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _damaged(name, key, text, "JSON") from error
+
+
+def check_metadata(metadata: Metadata, name: str) -> None:
+    """Raise FormatError where a value that is read later is not what it should be."""
+    prediction = metadata.get("instaflow.prediction", "velocity")
+    if prediction not in PREDICTIONS:
+        raise _damaged(name, "instaflow.prediction", prediction, "velocity, epsilon or v")
+    for key, kind in (("instaflow.native_size", int), ("instaflow.guidance", float)):
+        try:
+            kind(metadata.get(key, "1"))
+        except ValueError as error:
+            raise _damaged(name, key, metadata[key], "a number") from error
+
+
+def _damaged(name: str, key: str, value: str, expected: str) -> FormatError:
+    return FormatError(f"The metadata {key} of {name} is {value[:40]!r}", expected, "Get the file again.")
+
+
+def _known(word: Any, where: str) -> str:
+    if word not in _WORDS:
+        raise FormatError(
+            f"{where} predicts {word!r}",
+            "epsilon, v or velocity",
+            "Where you know better, say what it predicts with --prediction; else load it with the host's own loader.",
+        )
+    return _WORDS[word]
+
+
+def _pipeline(root: Path) -> str:
+    index = root / "model_index.json"
+    return str(read_json(index).get("_class_name", "")) if index.is_file() else ""
+
+
+def _names(root: Path) -> list[str]:
+    """What a folder is called: by the path given, by where a link leads, and by the repository in a hub cache
+    (models--OWNER--NAME/snapshots/HASH)."""
+    paths = (root.absolute(), root.resolve())
+    above = [path.parents[1] for path in paths if path.parent.name == "snapshots"]
+    return [path.name for path in (*paths, *above)]
