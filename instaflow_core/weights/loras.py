@@ -18,6 +18,8 @@ from .files import FormatError, Metadata, Weights, new_file, read_weights, write
 _STARTS = (
     (r"(?:base_model\.model\.)?(?:unet\.)?(?=down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding)", "unet"),
     (r"(?:base_model\.model\.)?(?:text_encoder\.)?(?=text_model\.)", "te"),
+    # transformers leaves `text_model.` out from version 5 on; kohya's names have it.
+    (r"(?:base_model\.model\.)?(?:text_encoder\.)?(?=encoder\.layers\.)", "te_text_model"),
 )
 # How names end: PEFT's (its adapter's name may stand in them), diffusers' of three ages.
 _ENDS = (

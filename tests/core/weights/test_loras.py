@@ -109,3 +109,12 @@ def test_the_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len(load_file(out)) == 2
     assert cli.main(["convert", source, out]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", ["text_encoder.text_model.", "text_encoder.", "base_model.model."])
+def test_a_text_encoder_has_kohyas_names_whatever_transformers_calls_it(start: str, tmp_path: Path) -> None:
+    names = [f"{start}encoder.layers.0.self_attn.q_proj.lora_{half}.weight" for half in "AB"]
+    save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "peft.safetensors")
+    convert_lora(tmp_path / "peft.safetensors", tmp_path / "kohya.safetensors")
+    layer = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    assert load_file(tmp_path / "kohya.safetensors").keys() == {f"{layer}.lora_down.weight", f"{layer}.lora_up.weight"}
