@@ -27,7 +27,17 @@ from ..triplets.prompts import read_prompts
 from ..triplets.storage import Storage
 from ..triplets.writing import SetConfig, SetWriter, describe_set, make_set
 from ..weights.checkpoint import load
-from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add, device, seed
+from .common import (
+    CHECKPOINT_HELP,
+    COMPUTE_DTYPES,
+    DTYPES,
+    Commands,
+    add,
+    add_prediction,
+    device,
+    seed,
+    warn_if_assumed,
+)
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -48,6 +58,7 @@ def add_triplets(commands: Commands) -> None:
         "--guidance 2 --out sets/teacher",
     )
     parser.add_argument("--teacher", required=True, metavar="NAME|PATH", help=CHECKPOINT_HELP)
+    add_prediction(parser)
     parser.add_argument(
         "--prompts",
         required=True,
@@ -78,10 +89,11 @@ def add_triplets(commands: Commands) -> None:
 def _triplets(options: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    teacher, prompts = load(options.teacher), read_prompts(options.prompts, options.count)
+    teacher, prompts = load(options.teacher, options.prediction), read_prompts(options.prompts, options.count)
+    warn_if_assumed(teacher, options.teacher)
     guidance = options.guidance
     if guidance is None:
-        guidance = 5.0 if teacher.prediction == "epsilon" else teacher.guidance
+        guidance = teacher.guidance if teacher.is_flow else 5.0
     fields = ("count", "seed", "steps", "width", "height", "batch_size", "empty_share")
     values = {name: getattr(options, name) for name in fields}
     config = SetConfig(guidance=guidance, dtype=DTYPES[options.dtype], **values)
@@ -143,6 +155,7 @@ def add_distill(commands: Commands) -> None:
 def _add_training(parser: argparse.ArgumentParser) -> None:
     """The arguments that both trainings take; the defaults are the paper's."""
     parser.add_argument("--init", required=True, metavar="NAME|PATH", help=f"where to start: {CHECKPOINT_HELP}")
+    add_prediction(parser)
     parser.add_argument("--triplets", required=True, metavar="FOLDER", help="a set of triplets: a folder or a URL")
     parser.add_argument("--iterations", type=int, required=True, help="optimiser steps in all")
     parser.add_argument(
@@ -216,7 +229,7 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
         dtype=DTYPES[options.save_dtype],
         **only_here,
     )
-    checkpoint, storage = load(options.init), Storage(options.triplets)
+    checkpoint, storage = load(options.init, options.prediction), Storage(options.triplets)
     with _bar(stage, options.iterations) as progress, _stopping() as stop:
         trained = train(
             checkpoint, storage, config, options.out, options.resume, options.device, progress, stop=stop

@@ -35,9 +35,30 @@ def diffusion_loss(unet: Any, schedule: Any, x_1: Tensor, noise: Tensor, timeste
     return (unet(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0] - noise).square().mean()
 
 
+Predict = Callable[[Tensor, Any], Tensor]
+"""predict(x, timestep): what a diffusion model makes of its state x (B, C, H, W) at a timestep 0..999."""
+
+
+def noise_prediction(predict: Predict, prediction: str) -> Predict:
+    """The same model's prediction of the noise in x.
+
+    Args:
+        prediction: "epsilon", or "v", of which the noise is alpha v + sigma x (as in `dpm_solver`).
+    """
+    if prediction == "epsilon":
+        return predict
+    signal = noise_schedule().alphas_cumprod
+
+    def predict_noise(x: Tensor, timestep: Any) -> Tensor:
+        kept = signal[int(timestep)].item()
+        return kept**0.5 * predict(x, timestep) + (1 - kept) ** 0.5 * x
+
+    return predict_noise
+
+
 @torch.no_grad()
 def dpm_solver(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Predict,
     x: Tensor,
     steps: int,
     callback: Callable[[int, Tensor], None] | None = None,

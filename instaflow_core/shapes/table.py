@@ -7,6 +7,7 @@ from statistics import median
 
 import torch
 
+from ..flow.diffusion import noise_prediction
 from ..flow.guidance import GuidedUNet
 from ..flow.noise import indexed_noise
 from ..flow.solvers import time_grid
@@ -114,8 +115,9 @@ def trajectory_straightness(
     states, empty = encode_prompts(encoder, texts), encode_prompts(encoder, [""])
     noise = torch.stack([indexed_noise(SEED, i, checkpoint.latent_shape()) for i in range(len(texts))])
     guided = GuidedUNet(unet, states, empty, guidance)
-    if checkpoint.prediction == "epsilon":
-        return straightness(*diffusion_trajectory(guided, noise, _TRAJECTORY_STEPS)).value
+    if not checkpoint.is_flow:
+        predict_noise = noise_prediction(guided, checkpoint.prediction)
+        return straightness(*diffusion_trajectory(predict_noise, noise, _TRAJECTORY_STEPS)).value
     times = time_grid(_TRAJECTORY_STEPS)
     return straightness(flow_trajectory(guided.velocity, noise, times), times).value
 

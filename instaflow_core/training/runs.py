@@ -19,8 +19,9 @@ from ..triplets.format import SetInfo, read_info
 from ..triplets.reading import SetReader
 from ..triplets.storage import Storage
 from ..weights.checkpoint import Checkpoint, load
-from ..weights.files import FormatError, fingerprint, write_weights
+from ..weights.files import WEIGHT_ENDINGS, FormatError, fingerprint, write_weights
 from ..weights.loras import under_kohya_names
+from ..weights.metadata import ASSUMED_KEY
 from ..weights.modules import build_text_encoder, build_unet, build_vae
 from ..weights.saving import save, save_folder
 from .accelerator import own_state
@@ -35,6 +36,7 @@ METHODS = ("full", "lora")
 LOSSES = (*DISTILLATION_LOSSES, "lpips")
 _RESULT = {"reflow": ("2-rectified-flow", "1.5"), "distill": ("one-step", "1.0")}
 _NOT_INHERITED = (
+    ASSUMED_KEY,
     "instaflow.folder",
     "instaflow.renamed",
     "modelspec.title",
@@ -42,7 +44,6 @@ _NOT_INHERITED = (
     "modelspec.resolution",
 )
 _RECORDED = ("batch_size", "seed", "method", "times", "loss", "on_policy")
-_WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -178,7 +179,7 @@ def _check(config: StageConfig, out: Path, resume: bool, device: str | None) -> 
             raise ValueError(f"{name} is {number}. Give 1 or more.")
     if not 0 <= config.on_policy <= 1:
         raise ValueError(f"on_policy is {config.on_policy}. Give a share from 0 to 1.")
-    if out.suffix.lower() in _WEIGHT_FILES and out.suffix != ".safetensors":
+    if out.suffix.lower() in WEIGHT_ENDINGS and out.suffix != ".safetensors":
         raise ValueError(f"{out} is no name for a result. Give a .safetensors file, or a folder for diffusers.")
     if device and ":" in device:
         raise ValueError(

@@ -131,7 +131,7 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
     width, height = config.width or teacher.native_size, config.height or teacher.native_size
     if width % unit or height % unit:
         raise ValueError(f"{width} x {height} does not fit this autoencoder. Give multiples of {unit}.")
-    solver = "DPM-Solver++" if teacher.prediction == "epsilon" else "Euler"
+    solver = "Euler" if teacher.is_flow else "DPM-Solver++"
     source = {
         "teacher": fingerprint(teacher.unet),
         "stage": teacher.stage,

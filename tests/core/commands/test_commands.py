@@ -270,6 +270,7 @@ def test_an_interrupt_ends_quietly(models: Path, tmp_path: Path, capsys: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_program(tmp_path: Path) -> None:
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html>")
     command = [sys.executable, "-m", "instaflow_core", "info", str(tmp_path / "page.safetensors")]

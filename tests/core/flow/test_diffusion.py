@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from instaflow_core.flow.diffusion import diffusion_loss, dpm_solver, noise_schedule
+from instaflow_core.flow.diffusion import diffusion_loss, dpm_solver, noise_prediction, noise_schedule
 from instaflow_core.flow.guidance import GuidedUNet
 from instaflow_core.flow.sampling import sample_latents
 
@@ -80,3 +80,11 @@ def test_the_exact_prediction_beats_others_in_the_loss():
         for unet in (exact, biased)
     ]
     assert losses[1].item() - losses[0].item() == pytest.approx(0.01, abs=2e-3)
+
+
+@pytest.mark.parametrize("timestep", [0, 400, 999])
+def test_the_noise_follows_from_v(timestep: int):
+    x, states = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 77, 8)
+    noise = GuidedUNet(GaussianTeacher(), states)(x, timestep)
+    from_v = noise_prediction(GuidedUNet(GaussianVTeacher(), states), "v")(x, timestep)
+    torch.testing.assert_close(from_v, noise, rtol=1e-4, atol=1e-5)

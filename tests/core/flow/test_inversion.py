@@ -130,6 +130,7 @@ def test_inside_inference_mode():
 
 
 @pytest.mark.parametrize(("name", "steps"), [("built-in: shapes", 1), ("built-in: shapes-2rf", 4)])
+@pytest.mark.slow
 def test_pictures_come_back(name, steps):
     """Round trip of pictures that the model itself made: at least 30 dB, where naive reversing loses the picture."""
     checkpoint = load(name)

@@ -62,6 +62,7 @@ def picture(caption: Caption, seed: int = 0, size: int = 64) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.slow
 def test_the_judge_accepts_the_truth(size: int):
     captions = sample_captions(400, 1) + sample_captions(200, 2, held_out=True)
     wrong = [str(c) for i, c in enumerate(captions) if not judge(picture(c, i, size), c)]

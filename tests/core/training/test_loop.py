@@ -284,6 +284,7 @@ def test_asked_to_stop_a_run_ends_with_a_checkpoint_of_that_step(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+@pytest.mark.slow
 def test_no_view_of_the_checkpoint_is_left_after_resuming(tmp_path):
     """Where a mapped file cannot be replaced, the next checkpoint could not be written."""
     fit(linear(), batch, loss, replace(CONFIG, iterations=6), tmp_path)

@@ -14,7 +14,7 @@ from small_models import small_checkpoint
 from torch import Tensor
 
 from instaflow_core import __main__ as cli
-from instaflow_core.generate import Request, generate
+from instaflow_core.generate import GenerationRequest, generate
 from instaflow_core.weights.checkpoint import Checkpoint, load
 from instaflow_core.weights.conversion import convert
 from instaflow_core.weights.files import FormatError
@@ -174,7 +174,7 @@ def test_a_flow_of_the_other_sign_draws_the_same(checkpoint: Checkpoint, tmp_pat
     negated = {name: -t if name.startswith("conv_out.") else t for name, t in checkpoint.unet.items()}
     path = plain_file(replace(checkpoint, unet=negated), tmp_path / "flow.safetensors")
     convert(path, tmp_path / "ours.safetensors", prediction="noise-minus-data")
-    request = Request("a red star", steps=2, guidance=1.0).settled(checkpoint)
+    request = GenerationRequest("a red star", steps=2, guidance=1.0).settled(checkpoint)
     pictures = [generate(c, request) for c in (checkpoint, load(tmp_path / "ours.safetensors"))]
     assert torch.equal(*pictures)
 
@@ -215,7 +215,7 @@ def test_v_stays_v(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for name in ("v.safetensors", "v"):
         loaded = load(tmp_path / name)
         assert (loaded.prediction, loaded.stage, loaded.is_flow) == ("v", "teacher", False)
-    settled = Request("a red star").settled(load(tmp_path / "v"))
+    settled = GenerationRequest("a red star").settled(load(tmp_path / "v"))
     assert (settled.steps, settled.guidance) == (25, 5.0)
 
 
@@ -264,3 +264,45 @@ def test_the_size_a_model_was_trained_on_is_the_one_written(checkpoint: Checkpoi
 def test_a_file_of_others_says_its_size(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = plain_file(checkpoint, tmp_path / "model.safetensors", modelspec__resolution="768x1024")
     assert load(path).native_size == 768
+
+
+# --- the paper's steps ------------------------------------------------------------------------------------------------
+
+
+def made_by(teacher: Path, tmp_path: Path, *more: str) -> dict[str, Any]:
+    """What a set of two triplets says of its solver and guidance."""
+    (tmp_path / "prompts.txt").write_text("a red star on a blue background")
+    command = ["triplets", "--teacher", str(teacher), "--prompts", str(tmp_path / "prompts.txt"), "--count", "2"]
+    assert cli.main([*command, "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "set"), *more]) == 0
+    return json.loads((tmp_path / "set" / "set.json").read_text())["source"]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_a_plain_file_teaches_as_what_it_is_said_to_be(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], prediction: str
+) -> None:
+    source = made_by(plain_file(checkpoint, tmp_path / "sd.safetensors"), tmp_path, "--prediction", prediction)
+    assert (source["solver"], source["guidance"]) == ("DPM-Solver++", 5.0)
+    assert "assumed" not in capsys.readouterr().err
+
+
+def test_a_plain_folder_of_stable_diffusion_teaches_as_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = made_by(plain_folder(checkpoint, tmp_path / "sd", scheduler=SCHEDULER), tmp_path)
+    assert (source["solver"], source["guidance"]) == ("DPM-Solver++", 5.0)
+
+
+def test_an_assumption_about_a_teacher_is_said(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert made_by(plain_file(checkpoint, tmp_path / "x.safetensors"), tmp_path)["solver"] == "Euler"
+    assert "velocity is assumed" in capsys.readouterr().err
+
+
+def test_what_is_trained_from_an_assumption_is_known(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    plain = plain_file(checkpoint, tmp_path / "sd.safetensors")
+    made_by(plain, tmp_path, "--prediction", "epsilon")
+    command = ["reflow", "--init", str(plain), "--triplets", str(tmp_path / "set"), "--iterations", "1"]
+    out = tmp_path / "flow.safetensors"
+    more = ["--batch-size", "2", "--sample-every", "0", "--device", "cpu", "--out", str(out)]
+    assert cli.main([*command, *more]) == 0
+    assert said(load(out)) == ("velocity", "instaflow.prediction in the file", False)
