@@ -170,6 +170,7 @@ def test_words_are_not_read_as_formulas():
     assert draw_curve({"s": ([0, 1], [0, 1])}, "$a$").tobytes() != draw_curve({"s": ([0, 1], [0, 1])}, "$b$").tobytes()
 
 
+@pytest.mark.slow
 def test_matplotlib_is_loaded_where_a_chart_is_drawn_and_pyplot_never():
     code = (
         "import sys, instaflow_core.pictures.charts as charts, instaflow_core.training.watching as watching\n"

@@ -35,6 +35,7 @@ def test_a_model_says_what_it_is_and_how_it_was_made(name: str):
     assert training["teacher"]["iterations"] > 0
 
 
+@pytest.mark.slow
 def test_one_step_draws_a_few_captions_right():
     """32 of them, the same each time. At 95 % right, as below, fewer than 27 are as unlikely as 1 in 200."""
     captions = sample_captions(32, 2024)

@@ -80,6 +80,7 @@ def test_the_judge_accepts_the_truth_with_a_generators_flaws():
     assert right >= 190
 
 
+@pytest.mark.slow
 def test_the_judge_rejects_every_wrong_attribute():
     rng = random.Random(5)
     for i, caption in enumerate(sample_captions(300, 4)):

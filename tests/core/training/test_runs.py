@@ -22,6 +22,9 @@ from instaflow_core.weights.checkpoint import load
 from instaflow_core.weights.modules import build_unet
 from instaflow_core.weights.saving import save
 
+# Each is a whole run or more.
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("stage", "init", "is_now"), [("reflow", "teacher", "2-rectified-flow"), ("distill", "flow", "one-step")]

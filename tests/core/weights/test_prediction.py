@@ -298,6 +298,7 @@ def test_an_assumption_about_a_teacher_is_said(
     assert "velocity is assumed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_trained_from_an_assumption_is_known(checkpoint: Checkpoint, tmp_path: Path) -> None:
     plain = plain_file(checkpoint, tmp_path / "sd.safetensors")
     made_by(plain, tmp_path, "--prediction", "epsilon")
