@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..instaflow_core.flow.solvers import time_grid
-from ..instaflow_core.flow.straightness import Straightness, flow_trajectory, straightness
+from ..instaflow_core.flow.straightness import Straightness, flow_trajectory, mean_straightness, straightness
 from ..instaflow_core.pictures.charts import draw_curve
 from ..instaflow_core.pictures.images import image_pictures, image_tensor
 from ..instaflow_core.pictures.labels import labelled_row
@@ -24,8 +24,8 @@ def measure_straightness(model: Any, positive: Any, noise: Tensor, steps: int) -
     """S of the flow from each of these noises (B, 4, H, W), one after the other, in `steps` Euler steps each."""
     tell, times = Progress(len(noise) * steps).add, time_grid(steps)
     solve = partial(flow_trajectory, times=times, callback=lambda i, x: tell())
-    runs = [with_velocity(model, positive, x_0, solve) for x_0 in noise.split(1)]
-    return straightness([torch.cat(states) for states in zip(*runs, strict=True)], times)
+    paths = (with_velocity(model, positive, x_0, solve) for x_0 in noise.split(1))
+    return mean_straightness(straightness(states, times) for states in paths)
 
 
 def stopwatch(vae: Any, sample: Callable[[int], Tensor], steps: int) -> tuple[Tensor, float]:

@@ -29,9 +29,13 @@ def inversion_report(result: Inversion) -> str:
 
 
 def latent_mask(mask: Tensor, shape: torch.Size) -> Tensor:
-    """A MASK (B or 1, H, W) or (H, W) as (B, 1, h, w) for latents of that shape: the share of each latent's pixels."""
+    """A MASK (n, H, W) or (H, W) as (B, 1, h, w) for B latents of that shape: the share of each latent's pixels.
+
+    Fewer masks than latents are used again from the first on, more are left out, as the host's samplers do.
+    """
     pixels = mask.reshape(-1, 1, *mask.shape[-2:]).float()
-    return torch.nn.functional.interpolate(pixels, shape[-2:], mode="area").expand(shape[0], -1, -1, -1)
+    shares = torch.nn.functional.interpolate(pixels, shape[-2:], mode="area")
+    return shares.repeat(-(-shape[0] // len(shares)), 1, 1, 1)[: shape[0]]
 
 
 def matching(target: dict[str, Any], latent: dict[str, Any]) -> Tensor:

@@ -42,7 +42,7 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=list(model_files.checkpoint_sources()),
+                    options=model_files.checkpoint_names(),
                     tooltip="A built-in model, a single file of models/checkpoints, or a diffusers folder of "
                     "models/diffusers (one that holds unet/ or model_index.json).",
                 ),
@@ -59,9 +59,16 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
-        folders = "the built-in models, models/checkpoints and models/diffusers"
-        source = model_files.resolve(checkpoint, model_files.checkpoint_sources(), folders)
+        source = model_files.checkpoint_source(checkpoint)
         return io.NodeOutput(*checkpoints.load_all(source, _weight_dtype(weight_dtype)))
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str = "", **_: Any) -> Any:
+        """A checkpoint that was written again under its name, by a training say, is loaded again.
+
+        An input that another node gives is not known yet when the host asks.
+        """
+        return model_files.modified(model_files.checkpoint_source(checkpoint)) if checkpoint else []
 
 
 class InstaFlowLoadUNet(io.ComfyNode):
@@ -79,8 +86,9 @@ class InstaFlowLoadUNet(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "unet_name",
-                    options=list(model_files.unet_sources()),
-                    tooltip="A file of models/diffusion_models, or the unet/ of a folder in models/diffusers.",
+                    options=model_files.unet_names(),
+                    tooltip="A built-in model's UNet, a file of models/diffusion_models, or the unet/ of a folder in "
+                    "models/diffusers.",
                 ),
                 _weight_dtype_input(),
             ],
@@ -91,10 +99,13 @@ class InstaFlowLoadUNet(io.ComfyNode):
 
     @classmethod
     def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
-        source = model_files.resolve(
-            unet_name, model_files.unet_sources(), "models/diffusion_models and models/diffusers"
-        )
+        source = model_files.unet_source(unet_name)
         return io.NodeOutput(checkpoints.load_model(source, _weight_dtype(weight_dtype)))
+
+    @classmethod
+    def fingerprint_inputs(cls, unet_name: str = "", **_: Any) -> Any:
+        """As InstaFlowLoadCheckpoint's."""
+        return model_files.modified(model_files.unet_source(unet_name)) if unet_name else []
 
 
 class InstaFlowModelSampling(io.ComfyNode):

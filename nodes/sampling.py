@@ -2,30 +2,10 @@
 
 from typing import Any
 
-import torch
 from comfy_api.latest import io
-from torch import Tensor
 
 from .host import model_sampling, sampling
 from .host.schema import schema, seed_input
-
-
-def truncated_sigmas(steps: int, denoise: float) -> Tensor:
-    """The last `steps` steps of a uniform grid of int(steps / denoise) steps, as the host's BasicScheduler cuts it.
-
-    Args:
-        denoise: 1 for the whole way from noise; 0 gives no steps at all.
-
-    Returns:
-        (steps + 1,) float32 noise levels 1 - t, falling to 0.0; (0,) for denoise 0.
-
-    Raises:
-        ValueError: steps is below 1.
-    """
-    if denoise <= 0:
-        return torch.empty(0)
-    total = steps if denoise >= 1 else int(steps / denoise)
-    return model_sampling.uniform_sigmas(total)[-(steps + 1) :]
 
 
 def conditions(stage: str, guidance: float, positive: Any, negative: Any | None) -> dict[str, Any]:
@@ -135,7 +115,7 @@ class InstaFlowSampler(io.ComfyNode):
             max(guidance, 1.0),
             latent_image,
             start,
-            truncated_sigmas(steps, denoise),
+            model_sampling.uniform_sigmas(steps, denoise),
             seed if noise is None else noise.seed,
         )
         return io.NodeOutput(sampling.with_samples(latent_image, samples))
@@ -164,4 +144,4 @@ class InstaFlowScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, steps: int = 1, denoise: float = 1.0) -> io.NodeOutput:
         model_sampling.instaflow_sampling(model)
-        return io.NodeOutput(truncated_sigmas(steps, denoise))
+        return io.NodeOutput(model_sampling.uniform_sigmas(steps, denoise))

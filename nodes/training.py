@@ -165,13 +165,13 @@ def _training_inputs(model_tooltip: str, name: str) -> list[Any]:
         ),
         io.Float.Input(
             "ema",
-            default=0.9999,
+            default=0.99,
             min=0.0,
             max=0.99999,
             step=0.0001,
             round=False,
-            tooltip="Decay of the weights' moving average, which is the result. The paper: 0.9999; runs of a few "
-            "thousand iterations take 0.999 or less.",
+            tooltip="Decay of the weights' moving average, which is the result. It looks back over 1 / (1 - ema) "
+            "iterations, 100 at 0.99; train several times that. The paper: 0.9999.",
         ),
         io.Combo.Input(
             "method", options=["full", "lora"], default="full", tooltip="Train all weights, or a LoRA (less memory)."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from ...instaflow_core.weights.checkpoint import Checkpoint
     from ...instaflow_core.weights.files import FormatError
 
+_log = logging.getLogger(__name__)
+
 WEIGHT_DTYPES = {
     "default": None,
     "fp32": torch.float32,
@@ -37,12 +41,19 @@ WEIGHT_DTYPES = {
 }
 """The choices of `weight_dtype` and the type the UNet's weights are kept in; None leaves it to the host."""
 
+_MODEL_TYPES = {
+    "velocity": comfy.model_base.ModelType.FLOW,
+    "epsilon": comfy.model_base.ModelType.EPS,
+    "v": comfy.model_base.ModelType.V_PREDICTION,
+}
+"""What the host samples a UNet as, by what it predicts."""
+
 METADATA = "instaflow"
 """The attachment of our patchers that says what checkpoint they come from, as a saved one says it; clones keep it."""
 
 
 def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool = False) -> Any:
-    """A host MODEL from a checkpoint: a flow where it predicts velocity, an ordinary SD model where it predicts noise.
+    """A host MODEL from a checkpoint: a flow where it predicts velocity, else an ordinary model of noise or of v.
 
     Args:
         weight_dtype: a key of WEIGHT_DTYPES.
@@ -65,11 +76,10 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     )
     manual_cast = comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
     call_supported(config.set_inference_dtype, dtype, manual_cast, device=load_device)
-    flows = checkpoint.prediction == "velocity"
-    config.model_kind = comfy.model_base.ModelType.FLOW if flows else comfy.model_base.ModelType.EPS
+    config.model_kind = _MODEL_TYPES[checkpoint.prediction]
 
     model = config.get_model(weights, "").to(offload_device)
-    if flows:
+    if checkpoint.is_flow:
         model.model_sampling = InstaFlowSampling(checkpoint.stage)
     _check_keys("UNet", weights, model.diffusion_model)
     patcher = _patcher_class(disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
@@ -144,11 +154,24 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     return vae
 
 
-def load_model(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
-    """Read a checkpoint and build its MODEL. The host calls it again where it needs a fresh copy of the weights."""
+def _read(source: str) -> Checkpoint:
+    """A checkpoint; where nothing in it says what its UNet predicts, the host's log says what was assumed."""
     from ...instaflow_core.weights.checkpoint import load
 
-    return _reloadable(build_model(load(source), weight_dtype, disable_dynamic), load_model, source, weight_dtype)
+    checkpoint = load(source)
+    if checkpoint.prediction_is_assumed:
+        _log.warning(
+            "InstaFlow: nothing in %s says what its UNet predicts; %s (data minus noise) is assumed. An ordinary "
+            "Stable Diffusion is loaded with ComfyUI's own loader.",
+            os.path.basename(source),
+            checkpoint.prediction,
+        )
+    return checkpoint
+
+
+def load_model(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """Read a checkpoint and build its MODEL. The host calls it again where it needs a fresh copy of the weights."""
+    return _reloadable(build_model(_read(source), weight_dtype, disable_dynamic), load_model, source, weight_dtype)
 
 
 def load_clip_patcher(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
@@ -174,9 +197,7 @@ def load_all(source: str, weight_dtype: str) -> tuple[Any, Any, Any]:
     Raises:
         FormatError: the checkpoint cannot be used, or lacks its text encoder or VAE.
     """
-    from ...instaflow_core.weights.checkpoint import load
-
-    checkpoint = load(source)
+    checkpoint = _read(source)
     clip, vae = build_clip(checkpoint, weight_dtype), build_vae(checkpoint, weight_dtype)
     _reloadable(clip.patcher, load_clip_patcher, source, weight_dtype)
     _reloadable(vae.patcher, load_vae_patcher, source, weight_dtype)
@@ -216,7 +237,8 @@ def _without(part: str) -> FormatError:
     return FormatError(
         f"The checkpoint has no {part}",
         "a UNet, a text encoder and a VAE",
-        "Load the UNet alone with InstaFlow Load UNet, and CLIP and VAE of Stable Diffusion 1.5 with other loaders.",
+        "Move it to models/diffusion_models and load the UNet alone with InstaFlow Load UNet, and CLIP and VAE of "
+        "Stable Diffusion 1.5 with other loaders.",
     )
 
 

@@ -3,52 +3,112 @@
 from __future__ import annotations
 
 import os
+import re
 
 import folder_paths
 
-
-def checkpoint_sources() -> dict[str, str]:
-    """Choices of InstaFlowLoadCheckpoint and what each stands for: built-in names, files, diffusers folders."""
-    from ...instaflow_core.weights.checkpoint import BUILT_IN
-
-    sources = {name: name for name in BUILT_IN}
-    for name in folder_paths.get_filename_list("checkpoints"):
-        sources.setdefault(name, folder_paths.get_full_path_or_raise("checkpoints", name))
-    for name, path in _diffusers_folders().items():
-        sources.setdefault(name, path)
-    return sources
+_SNAPSHOT = re.compile(r"(?:.*/)?models--([^/]+)--([^/]+)/snapshots/[^/]+")
+"""A repository in the Hugging Face cache's layout, whose folder's own name is a commit's."""
 
 
-def unet_sources() -> dict[str, str]:
-    """Choices of InstaFlowLoadUNet: files of models/diffusion_models, and the UNets of models/diffusers."""
-    names = folder_paths.get_filename_list("diffusion_models")
-    sources = {name: folder_paths.get_full_path_or_raise("diffusion_models", name) for name in names}
-    for name, path in _diffusers_folders().items():
-        if os.path.isdir(os.path.join(path, "unet")):
-            sources.setdefault(f"{name}/unet", os.path.join(path, "unet"))
-    return sources
+def checkpoint_names() -> list[str]:
+    """The choices of InstaFlowLoadCheckpoint: built-in names, files of models/checkpoints, folders of models/diffusers.
+
+    Only names: the host asks for them on every page load, and a file that cannot be reached, such as a link to a drive
+    that is not there, is nobody's trouble until it is chosen.
+    """
+    return _unique(_built_in(), folder_paths.get_filename_list("checkpoints"), _diffusers_folders())
 
 
-def resolve(name: str, sources: dict[str, str], folders: str) -> str:
-    """What a chosen name stands for. Hosts up to 0.3.75 do not check a choice, and prompts come over the network.
+def unet_names() -> list[str]:
+    """The choices of InstaFlowLoadUNet: built-in names, files of models/diffusion_models, UNets of models/diffusers."""
+    return _unique(_built_in(), folder_paths.get_filename_list("diffusion_models"), _unet_folders())
+
+
+def checkpoint_source(name: str) -> str:
+    """What a choice of InstaFlowLoadCheckpoint stands for: a built-in name, or the path of a file or folder.
 
     Raises:
-        ValueError: no such choice.
+        ValueError: there is no such choice, or nothing that can be reached behind it.
     """
-    if name not in sources:
+    folders = "the built-in models, models/checkpoints and models/diffusers"
+    return _source(name, "checkpoints", _diffusers_folders(), folders)
+
+
+def unet_source(name: str) -> str:
+    """What a choice of InstaFlowLoadUNet stands for. Raises as `checkpoint_source`."""
+    folders = "the built-in models, models/diffusion_models and models/diffusers"
+    return _source(name, "diffusion_models", _unet_folders(), folders)
+
+
+def modified(source: str) -> list[tuple[str, int, int]]:
+    """Names, times and sizes of the files behind a source, by which the host knows that they were written again."""
+    from ...instaflow_core.weights.checkpoint import locate
+
+    path = os.fspath(locate(source))
+    files = [path]
+    if os.path.isdir(path):
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in sorted(names)]
+    found = [(file, os.stat(file)) for file in files if os.path.exists(file)]
+    return [(file, stat.st_mtime_ns, stat.st_size) for file, stat in found]
+
+
+def _source(name: str, files: str, folders: dict[str, str], looked_in: str) -> str:
+    """Hosts up to 0.3.75 do not check a choice, and prompts come over the network: only what is listed is opened."""
+    if name in _built_in():
+        return name
+    listed = name in folder_paths.get_filename_list(files)
+    path = folder_paths.get_full_path(files, name) if listed else folders.get(name, folders.get(_by_repository(name)))
+    if path is not None:
+        return path
+    if listed:
         raise ValueError(
-            f"There is no checkpoint {name!r}. It was looked for in {folders}. "
-            "Put it there, refresh the page (R) and choose it again."
+            f"{name} is listed in models/{files}, but there is no file behind it. It may be a link to a file or a "
+            "drive that is gone. Bring it back, or choose another."
         )
-    return sources[name]
+    raise ValueError(
+        f"There is no checkpoint {name!r}. It was looked for in {looked_in}. "
+        "Put it there, refresh the page (R) and choose it again."
+    )
+
+
+def _built_in() -> list[str]:
+    from ...instaflow_core.weights.checkpoint import BUILT_IN
+
+    return list(BUILT_IN)
+
+
+def _unique(*names: list[str] | dict[str, str]) -> list[str]:
+    return list(dict.fromkeys(name for some in names for name in some))
+
+
+def _unet_folders() -> dict[str, str]:
+    unets = {f"{name}/unet": os.path.join(path, "unet") for name, path in _diffusers_folders().items()}
+    return {name: path for name, path in unets.items() if os.path.isdir(path)}
 
 
 def _diffusers_folders() -> dict[str, str]:
-    """Diffusers folders under models/diffusers, by their path there: those with a unet/ or a model_index.json."""
+    """Diffusers folders under models/diffusers, by their path there: those with a unet/ or a model_index.json.
+
+    A snapshot in the Hugging Face cache's layout goes by its repository's name.
+    """
     found: dict[str, str] = {}
     for root in folder_paths.get_folder_paths("diffusers"):
+        seen: set[str] = set()
         for path, folders, files in os.walk(root, followlinks=True):
+            real = os.path.realpath(path)
+            if real in seen:  # links in a circle
+                folders.clear()
+                continue
+            seen.add(real)
             if path != root and ("unet" in folders or "model_index.json" in files):
-                found.setdefault(os.path.relpath(path, root).replace(os.sep, "/"), path)
+                inside = os.path.relpath(path, root).replace(os.sep, "/")
+                name = _by_repository(inside)
+                found.setdefault(inside if name in found else name, path)
                 folders.clear()  # what lies inside belongs to it
+            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
     return found
+
+
+def _by_repository(path: str) -> str:
+    return _SNAPSHOT.sub(r"\1/\2", path)

@@ -57,13 +57,20 @@ class InstaFlowSampling(FlowSampling):
         return convention.interpolate(noise, latent_image, convention.time_from_sigma(sigma))
 
 
-def uniform_sigmas(steps: int) -> Tensor:
-    """The exact grid 1 - i / steps, i = 0..steps, as (steps + 1,) float32 from 1.0 down to 0.0.
+def uniform_sigmas(steps: int, denoise: float = 1.0) -> Tensor:
+    """The grid of even steps from sigma = denoise down to 0, exact: denoise (1 - i / steps), i = 0..steps.
+
+    Args:
+        denoise: where the path starts, t = 1 - denoise: 1 for the whole way from noise, 0 for no steps at all.
+
+    Returns:
+        (steps + 1,) float32; (0,) for denoise 0.
 
     Raises:
         ValueError: steps is below 1.
     """
-    return torch.as_tensor(convention.sigma_from_time(time_grid(steps)), dtype=torch.float32)
+    sigmas = denoise * torch.as_tensor(convention.sigma_from_time(time_grid(steps)))
+    return sigmas.float() if denoise > 0 else torch.empty(0)
 
 
 def as_instaflow(model: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -17,9 +19,28 @@ SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 
 
 def host_noise(latent: dict[str, Any], seed: int) -> Tensor:
-    """The noise KSampler draws for this latent and seed, leaving torch's own random state as it was."""
+    """The noise KSampler draws for this latent and seed, from a generator of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return comfy.sample.prepare_noise_inner(latent["samples"], generator, latent.get("batch_index"))
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put torch's own random state, the CPU's and every accelerator's, back as it was.
+
+    `torch.manual_seed` seeds them all, and `torch.random.fork_rng` keeps those it is told of.
+    """
+    kept: list[tuple[Callable[[Any], None], Any]] = [
+        (kind.set_rng_state_all, kind.get_rng_state_all()) for kind in (torch.cuda, torch.xpu) if kind.is_initialized()
+    ]
+    if torch.backends.mps.is_available():
+        kept.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
     with torch.random.fork_rng(devices=[]):
-        return comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
+        try:
+            yield
+        finally:
+            for put_back, state in kept:
+                put_back(state)
 
 
 def check_latent(model: Any, latent: dict[str, Any]) -> None:
@@ -60,7 +81,7 @@ def sample_euler(
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds(conditioning)
     guider.set_cfg(guidance)
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         # Patches on the MODEL may draw from torch's own random state; KSampler leaves it as its drawing of noise did.
         comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
         samples = guider.sample(

@@ -111,13 +111,15 @@ def _prediction(model: Any) -> str:
     kind = model.get_model_object("model_sampling")
     if isinstance(kind, InstaFlowSampling):
         return "velocity"
-    # The host's other predictions are subclasses of this one with a calculation of their own.
-    if getattr(type(kind), "calculate_denoised", None) is comfy.model_sampling.EPS.calculate_denoised:
-        return "epsilon"
+    # The host's other predictions are subclasses of these with a calculation of their own.
+    for prediction, known in (("epsilon", comfy.model_sampling.EPS), ("v", comfy.model_sampling.V_PREDICTION)):
+        if getattr(type(kind), "calculate_denoised", None) is known.calculate_denoised and not kind.zsnr:
+            return prediction
     kinds = " + ".join(base.__name__ for base in type(kind).__bases__)
+    kinds += " with zero terminal SNR" if getattr(kind, "zsnr", False) else ""
     raise ValueError(
         f"This MODEL is sampled as {kinds}, which an InstaFlow checkpoint cannot say. Expected an InstaFlow or a "
-        "Stable Diffusion 1.5 that predicts noise. Save it with ComfyUI's own Save Checkpoint."
+        "Stable Diffusion 1.5 that predicts noise or v. Save it with ComfyUI's own Save Checkpoint."
     )
 
 

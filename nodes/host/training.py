@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
@@ -18,6 +20,8 @@ from . import saving
 if TYPE_CHECKING:
     from ...instaflow_core.weights.checkpoint import Checkpoint
 
+_PROMPT_ENDINGS = (".txt", ".csv", ".json", ".jsonl", ".parquet")
+
 
 @contextmanager
 def training_device() -> Iterator[str]:
@@ -28,6 +32,7 @@ def training_device() -> Iterator[str]:
         with torch.inference_mode(False), torch.enable_grad():
             yield comfy.model_management.get_torch_device().type
     finally:
+        gc.collect()  # the host's own patchers go in circles, and a full card would make the next node load in parts
         comfy.model_management.soft_empty_cache()
 
 
@@ -53,13 +58,43 @@ def as_checkpoint(model: Any, clip: Any, vae: Any) -> Checkpoint:
 
 
 def prompts(text: str, count: int) -> list[str]:
-    """The lines of the text; up to `count` lines of a file where the text is the name of one in the input folder."""
+    """The lines of the text; up to `count` lines of a file where the text is the name of one in the input folder.
+
+    Raises:
+        ValueError: the text names a file of prompts outside the input folder.
+    """
     from ...instaflow_core.triplets.prompts import lines, read_prompts
 
     texts = lines(text)
-    if len(texts) == 1 and folder_paths.exists_annotated_filepath(texts[0]):
-        return read_prompts(folder_paths.get_annotated_filepath(texts[0]), count)
-    return texts
+    file = _prompt_file(texts[0]) if len(texts) == 1 else None
+    return read_prompts(file, count) if file else texts
+
+
+def _prompt_file(name: str) -> str | None:
+    """The file of prompts in the input folder that a line names; None where the line is a prompt.
+
+    Workflows and prompts come from strangers: what hosts up to 0.3.75 make of a name may lie anywhere.
+    """
+    inside = name.removesuffix(" [input]")
+    if os.path.splitext(inside.partition(" [")[0])[1].lower() not in _PROMPT_ENDINGS:
+        return None
+    root = os.path.realpath(folder_paths.get_input_directory())
+    path = os.path.realpath(os.path.join(root, inside))
+    elsewhere = inside.endswith(("[output]", "[temp]")) or PureWindowsPath(inside).drive
+    if elsewhere or not _is_inside(path, root):
+        raise ValueError(
+            f"The prompts are to come from {name!r}, which is not in ComfyUI's input folder. Put the file there and "
+            "give its name, or write the prompts into the node."
+        )
+    return path if os.path.isfile(path) else None
+
+
+def _is_inside(path: str, root: str) -> bool:
+    """Whether a real path lies under a real folder."""
+    try:
+        return os.path.commonpath([path, root]) == root
+    except ValueError:  # on two drives
+        return False
 
 
 def set_folder(name: str) -> Path:
@@ -77,4 +112,11 @@ def _inside(folder: str, name: str) -> Path:
         raise ValueError(
             f"The name is {name!r}. Give a plain name of letters, digits, spaces, - and _, with / for subfolders."
         )
-    return Path(folder_paths.get_output_directory()) / folder / name
+    root = os.path.realpath(folder_paths.get_output_directory())
+    path = Path(root) / folder / name
+    if not _is_inside(os.path.realpath(path), root):
+        raise ValueError(
+            f"{folder}/{name} is a link that leads out of ComfyUI's output folder. Give another name, or "
+            "remove the link."
+        )
+    return path

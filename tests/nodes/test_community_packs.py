@@ -1,6 +1,7 @@
 """Widely used node packs, their own code, on our MODEL.
 
-Skipped unless the environment variable COMMUNITY_PACKS names a folder that holds clones of the repositories of PACKS:
+`make test` does not run these: they carry the marker `community` and are deselected unless the environment variable
+COMMUNITY_PACKS names a folder that holds clones of the repositories of PACKS. A person runs them, before a release:
 
     COMMUNITY_PACKS=~/packs make test     or, this file alone, in the environment that make made:
     COMMUNITY_PACKS=~/packs python3 scripts/devhost.py -m pytest tests/nodes/test_community_packs.py
@@ -39,7 +40,7 @@ PACKS = {
 """Each pack's folder, its repository on GitHub and the commit this was tried with."""
 
 FOLDER = os.environ.get("COMMUNITY_PACKS")
-pytestmark = pytest.mark.skipif(FOLDER is None, reason="COMMUNITY_PACKS names no folder with node packs")
+pytestmark = pytest.mark.community
 
 CAPTIONS = (
     Caption("circle", "red", "blue"),

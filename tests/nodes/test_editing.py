@@ -145,6 +145,21 @@ def test_control_inside_a_mask(host: Any, shapes: Any, positive: Any, made: Any)
     assert noise.seed == 3
 
 
+@pytest.mark.parametrize("masks", [2, 3, 5])
+def test_masks_of_another_number_are_used_again_or_left_out(pack: Any, masks: int) -> None:
+    """As the host's samplers take a noise mask: a video's masks, or fewer."""
+    painted = torch.arange(1.0, masks + 1).view(-1, 1, 1).expand(-1, 16, 16) / masks
+    shares = pack.nodes.editing.latent_mask(painted, torch.Size([4, 4, 2, 2]))
+    assert shares.shape == (4, 1, 2, 2)
+    assert shares[:, 0, 0, 0].tolist() == pytest.approx([(i % masks + 1) / masks for i in range(4)])
+
+
+def test_control_takes_fewer_masks_than_latents(host: Any, shapes: Any, positive: Any, made: Any) -> None:
+    (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=3)
+    latent, _ = controlled(host, shapes, positive, empty, made, mask=torch.ones(2, 64, 64), iterations=1)
+    assert latent["samples"].shape == (3, 4, 8, 8)
+
+
 def test_control_can_be_interrupted(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     import comfy.model_management as management
 

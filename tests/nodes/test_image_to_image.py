@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from samplers import WAYS
+from samplers import WAYS, custom_advanced, instaflow
 from small_models import small_checkpoint
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def by_the_equations(
     away: Tensor | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """The last `steps` of int(steps / denoise) equal Euler steps, from x_t = t x_1 + (1 - t) x_0 on.
+    """Equal Euler steps from x_t = t x_1 + (1 - t) x_0, t = 1 - denoise, to t = 1.
 
     Args:
         mask: (h, w), 1 where the flow paints; elsewhere x_t stays on the line from the noise to the picture.
@@ -60,17 +60,16 @@ def by_the_equations(
     x_1 = latent["samples"] * VAE_SCALE
     x_0 = torch.randn(x_1.shape, generator=torch.Generator().manual_seed(seed))
     paint = torch.ones(x_1.shape[2:]) if mask is None else mask
-    total = int(steps / denoise)
-    t = (total - steps) / total
+    t = 1 - denoise
     x = t * x_1 + (1 - t) * x_0
-    for i in range(total - steps, total):
-        asked = 1000 * (1 - i / total)
+    for i in range(steps):
+        asked = 1000 * denoise * (1 - i / steps)
         velocity = unet(x, asked, encoder_hidden_states=text.expand(len(x), -1, -1), return_dict=False)[0]
         if away is not None:
             negative = unet(x, asked, encoder_hidden_states=away.expand(len(x), -1, -1), return_dict=False)[0]
             velocity = negative + guidance * (velocity - negative)
-        t = (i + 1) / total
-        x = paint * (x + velocity / total) + (1 - paint) * (t * x_1 + (1 - t) * x_0)
+        t = 1 - denoise * (1 - (i + 1) / steps)
+        x = paint * (x + denoise / steps * velocity) + (1 - paint) * (t * x_1 + (1 - t) * x_0)
     return x / VAE_SCALE
 
 
@@ -90,10 +89,22 @@ def test_the_flows_own_noising(host: Any, two_rf: Any, unet: Any, sample: Any, s
     assert_alike(ours, by_the_equations(unet, picture(), 4, steps, denoise, positive[0][0]))
 
 
+@pytest.mark.parametrize("sample", [instaflow, custom_advanced])
+@pytest.mark.parametrize(("steps", "denoise"), [(1, 0.9), (1, 0.7), (2, 0.7), (3, 0.4)])
+def test_our_grids_start_at_any_denoise(
+    host: Any, two_rf: Any, unet: Any, sample: Any, steps: int, denoise: float
+) -> None:
+    """KSampler cuts a longer grid, which has only some of these levels."""
+    positive = encode(host, two_rf[1])
+    ours = sample(host, two_rf[0], positive, picture(), seed=4, steps=steps, denoise=denoise)
+    assert_alike(ours, by_the_equations(unet, picture(), 4, steps, denoise, positive[0][0]))
+
+
 @every_way
-def test_with_guidance(host: Any, two_rf: Any, unet: Any, sample: Any) -> None:
+@pytest.mark.parametrize(("steps", "denoise"), [(2, 0.5), (1, 1.0)])
+def test_with_guidance(host: Any, two_rf: Any, unet: Any, sample: Any, steps: int, denoise: float) -> None:
     positive, negative = encode(host, two_rf[1]), encode(host, two_rf[1], "blurry")
-    settings = {"seed": 4, "steps": 2, "denoise": 0.5, "guidance": 1.5}
+    settings = {"seed": 4, "steps": steps, "denoise": denoise, "guidance": 1.5}
     ours = sample(host, two_rf[0], positive, picture(), negative=negative, **settings)
     text, away = positive[0][0], negative[0][0]
     assert_alike(ours, by_the_equations(unet, picture(), text=text, away=away, **settings))

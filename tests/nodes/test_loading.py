@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_models import save_unet, small_checkpoint
 from torch import Tensor
 
 from instaflow_core.text import encode_prompts
 from instaflow_core.weights.checkpoint import load
 from instaflow_core.weights.modules import build_text_encoder, build_unet, build_vae
-from instaflow_core.weights.saving import save
+from instaflow_core.weights.saving import save, save_folder, single_file
 
 PROMPT = "a red circle on a blue background"
 pytestmark = pytest.mark.usefixtures("models")
@@ -193,7 +198,7 @@ def test_model_sampling_refuses_other_architectures(host: Any) -> None:
 def test_names_outside_the_choices(host: Any, name: str) -> None:
     with pytest.raises(ValueError, match=r"There is no checkpoint .* looked for in .*models/checkpoints.*choose it"):
         load_all(host, name)
-    with pytest.raises(ValueError, match=r"looked for in models/diffusion_models"):
+    with pytest.raises(ValueError, match=r"looked for in the built-in models, models/diffusion_models"):
         host.run("InstaFlowLoadUNet", unet_name=name, weight_dtype="default")
 
 
@@ -256,5 +261,118 @@ def test_choices(host: Any, pack: Any) -> None:
     files = [name for name in choices if name.endswith(".safetensors")]
     assert choices.index("folder") > choices.index(files[-1]) > 2
     unets = host.node("InstaFlowLoadUNet").define_schema().inputs[0].options
-    assert unets[0] == "bare.safetensors"
-    assert unets[-1] == "folder/unet"
+    assert unets[:3] == choices[:3]
+    assert unets.index("folder/unet") > unets.index("bare.safetensors") > 2
+
+
+# --- what lies in the model folders ---
+
+
+@pytest.fixture
+def litter(models: Path) -> Iterator[Path]:
+    """The models folder, to put things into that are gone afterwards."""
+    before = set(models.glob("*/*"))
+    yield models
+    for path in set(models.glob("*/*")) - before:
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "folder"),
+    [("InstaFlowLoadCheckpoint", "checkpoint", "checkpoints"), ("InstaFlowLoadUNet", "unet_name", "diffusion_models")],
+)
+def test_a_link_to_nowhere_is_nobodys_trouble(host: Any, litter: Path, node: str, name: str, folder: str) -> None:
+    (litter / folder / "gone.safetensors").symlink_to("/nowhere/gone.safetensors")
+    choices = host.node(node).define_schema().inputs[0].options
+    assert "built-in: shapes" in choices
+    with pytest.raises(ValueError, match=r"gone.safetensors is listed .* no file behind it.*Bring it back"):
+        host.run(node, **{name: "gone.safetensors"}, weight_dtype="fp32")
+    assert host.run(node, **{name: "built-in: shapes"}, weight_dtype="fp32")
+
+
+def test_folders_that_cannot_be_read_and_links_in_a_circle(host: Any, litter: Path) -> None:
+    before = host.node("InstaFlowLoadCheckpoint").define_schema().inputs[0].options
+    closed = litter / "diffusers" / "closed"
+    closed.mkdir(mode=0o000)
+    circle = litter / "diffusers" / "circle"
+    circle.mkdir()
+    for name in "abc":  # three links into it, three into each of those, ...: 3^40 folders
+        (circle / name).symlink_to(circle)
+    (litter / "diffusers" / "gone").symlink_to("/nowhere")
+    assert host.node("InstaFlowLoadCheckpoint").define_schema().inputs[0].options == before
+
+
+def test_a_repository_of_the_hub_goes_by_its_name(host: Any, litter: Path) -> None:
+    """As `cache_dir` lays it out: a folder named after a commit, its files links to blobs."""
+    repository = litter / "diffusers" / "models--some--Flow-0.9"
+    snapshot = repository / "snapshots" / "0123abcd"
+    for file in (litter / "diffusers" / "folder").rglob("*"):
+        if file.is_file():
+            blob = repository / "blobs" / str(len(list((repository / "blobs").glob("*"))))
+            link = snapshot / file.relative_to(litter / "diffusers" / "folder")
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, blob)
+            link.symlink_to(blob)
+    unfinished = litter / "diffusers" / ".cache" / "download" / "unet"
+    unfinished.mkdir(parents=True)
+    choices = host.node("InstaFlowLoadCheckpoint").define_schema().inputs[0].options
+    assert "some/Flow-0.9" in choices
+    assert not [choice for choice in choices if "snapshots" in choice or ".cache" in choice]
+    expected = one_step(host, *load_all(host, "one-step.safetensors")[:2])
+    for name in ("some/Flow-0.9", "models--some--Flow-0.9/snapshots/0123abcd"):
+        assert torch.equal(one_step(host, *load_all(host, name)[:2]), expected)
+    assert host.run("InstaFlowLoadUNet", unet_name="some/Flow-0.9/unet", weight_dtype="fp32")
+
+
+@pytest.mark.parametrize("source", ["written.safetensors", "written"])
+def test_a_checkpoint_that_was_written_again_is_loaded_again(host: Any, litter: Path, source: str) -> None:
+    """The host runs a node again where its fingerprint is another."""
+
+    def write(seed: int) -> None:
+        checkpoint = small_checkpoint(seed=seed)
+        if source.endswith(".safetensors"):
+            save(checkpoint, litter / "checkpoints" / source)
+        else:
+            save_folder(checkpoint, litter / "diffusers" / source)
+
+    def fingerprint() -> Any:
+        return host.node("InstaFlowLoadCheckpoint").fingerprint_inputs(checkpoint=source, weight_dtype="fp32")
+
+    write(0)
+    first = fingerprint()
+    assert fingerprint() == first
+    write(3)
+    assert fingerprint() != first
+    for node, name in (("InstaFlowLoadCheckpoint", "checkpoint"), ("InstaFlowLoadUNet", "unet_name")):
+        kind = host.node(node)
+        assert kind.fingerprint_inputs(**{name: "built-in: shapes"}) == kind.fingerprint_inputs(
+            **{name: "built-in: shapes"}, weight_dtype="fp16"
+        )
+        assert kind.fingerprint_inputs(weight_dtype="fp32") == []  # another node gives the name
+
+
+def test_a_model_of_v_is_sampled_by_the_host_as_one_and_saved_as_one(host: Any, litter: Path, pack: Any) -> None:
+    from comfy.model_sampling import V_PREDICTION
+
+    save(small_checkpoint("teacher", "v"), litter / "checkpoints" / "v.safetensors")
+    model, _, _ = load_all(host, "v.safetensors")
+    assert type(model.get_model_object("model_sampling")).calculate_denoised is V_PREDICTION.calculate_denoised
+    pack.nodes.host.saving.write_checkpoint(litter / "checkpoints" / "again.safetensors", model, None, None)
+    assert load(litter / "checkpoints" / "again.safetensors").prediction == "v"
+
+
+def test_what_was_assumed_of_a_model_is_in_the_log(host: Any, litter: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = small_checkpoint()
+    configs = {"unet": plain.unet_config, "text": plain.text_config, "vae": plain.vae_config}
+    metadata = {f"instaflow.{part}_config": json.dumps(config) for part, config in configs.items()}
+    save_file(single_file(plain), litter / "checkpoints" / "plain.safetensors", metadata)
+    load_all(host, "plain.safetensors")
+    assert "nothing in plain.safetensors says what its UNet predicts; velocity" in caplog.text
+    caplog.clear()
+    load_all(host, "built-in: shapes")
+    assert "predicts" not in caplog.text

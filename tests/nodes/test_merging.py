@@ -302,11 +302,12 @@ def test_a_teacher_taken_as_a_flow(host: Any, checkpoints: Path) -> None:
 
 def test_parts_that_do_not_belong_together(host: Any, checkpoints: Path) -> None:
     model, clip, _ = load_all(host, FLOW)
-    (predicts_v,) = host.run(
-        "ModelSamplingDiscrete", model=load_all(host, BASE)[0], sampling="v_prediction", zsnr=False
-    )
-    with pytest.raises(ValueError, match=r"sampled as .*V_PREDICTION, which an InstaFlow checkpoint cannot say"):
-        save_node(host, model=predicts_v)
+    (consistency,) = host.run("ModelSamplingDiscrete", model=load_all(host, BASE)[0], sampling="lcm", zsnr=False)
+    with pytest.raises(ValueError, match=r"sampled as .*LCM, which an InstaFlow checkpoint cannot say"):
+        save_node(host, model=consistency)
+    (zero_snr,) = host.run("ModelSamplingDiscrete", model=load_all(host, BASE)[0], sampling="v_prediction", zsnr=True)
+    with pytest.raises(ValueError, match=r"V_PREDICTION with zero terminal SNR, which an InstaFlow checkpoint cannot"):
+        save_node(host, model=zero_snr)
     wide_text = wide_text_encoder(checkpoints)
     with pytest.raises(ValueError, match=r"This CLIP is a SD1ClipModel 128 wide; the MODEL reads one CLIP-L 64 wide"):
         save_node(host, model=model, clip=load_all(host, wide_text)[1])

@@ -98,6 +98,56 @@ def test_a_finished_set_is_not_made_twice_and_another_needs_another_name(host: A
         triplets(host, teacher, "once", seed=2)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/prompts.txt",
+        "../secret.txt",
+        "sub/../../secret.CSV",
+        "out/link.txt",
+        "prompts.txt [output]",
+        "prompts.txt [temp]",
+        "C:\\Users\\me\\secret.txt",
+        "\\\\server\\share\\secret.txt",
+    ],
+)
+def test_prompts_outside_the_input_folder_are_refused(host: Any, pack: Any, tmp_path: Path, name: str) -> None:
+    import folder_paths
+
+    folder = Path(folder_paths.get_input_directory())
+    (folder.parent / "secret.txt").write_text("a secret")
+    (folder.parent / "secret.CSV").write_text("text\na secret")
+    (tmp_path / "link.txt").write_text("a secret")
+    if not (folder / "out").is_symlink():
+        (folder / "out").symlink_to(tmp_path)
+    try:
+        with pytest.raises(ValueError, match=r"not in ComfyUI's input folder. Put the file there"):
+            pack.nodes.host.training.prompts(name, 5)
+    finally:
+        (folder / "out").unlink()
+
+
+@pytest.mark.parametrize(
+    "text", ["/etc/hostname", "../../x.env", "3d", "a sign that says readme.txt", "notes [v2].txt"]
+)
+def test_what_names_no_file_of_prompts_is_a_prompt(host: Any, pack: Any, text: str) -> None:
+    import folder_paths
+
+    (Path(folder_paths.get_input_directory()) / "3d").mkdir(exist_ok=True)
+    assert pack.nodes.host.training.prompts(text, 5) == [text]
+
+
+def test_results_do_not_leave_the_output_folder_by_a_link(host: Any, pack: Any, tmp_path: Path) -> None:
+    import folder_paths
+
+    sets = Path(folder_paths.get_output_directory()) / "instaflow" / "triplets"
+    sets.mkdir(parents=True, exist_ok=True)
+    (sets / "away").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"triplets/away/set is a link that leads out of ComfyUI's output folder"):
+        pack.nodes.host.training.set_folder("away/set")
+    (sets / "away").unlink()
+
+
 def test_prompts_can_lie_in_the_input_folder(host: Any, teacher: Any) -> None:
     import folder_paths
 
