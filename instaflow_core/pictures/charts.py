@@ -45,13 +45,13 @@ def draw_curve(
         ValueError: there is no finite point to draw, or a line's abscissae and ordinates differ in number.
     """
     with _own_settings():
-        figure = plot(series, title, x_label, y_label, size, y_from, log_y, smooth)
+        figure = _figure(series, title, x_label, y_label, size, y_from, log_y, smooth)
         figure.canvas.draw()
         pixels: Any = figure.canvas
         return Image.fromarray(np.array(pixels.buffer_rgba())[..., :3])
 
 
-def plot(
+def _figure(
     series: Mapping[str, Points],
     title: str,
     x_label: str,

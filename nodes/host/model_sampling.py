@@ -74,14 +74,15 @@ def uniform_sigmas(steps: int, denoise: float = 1.0) -> Tensor:
 
 
 def as_instaflow(model: Any) -> Any:
-    """A clone of an SD1.5-shaped MODEL whose UNet's output is taken as InstaFlow's velocity.
+    """A clone of an SD1.5-shaped MODEL whose UNet's output is taken as InstaFlow's velocity; its stage, if any, stays.
 
     Raises:
         ValueError: the MODEL is of another architecture.
     """
     check_sd15(model)
     patched = model.clone()
-    patched.add_object_patch("model_sampling", InstaFlowSampling())
+    stage = getattr(model.get_model_object("model_sampling"), "stage", "unknown")
+    patched.add_object_patch("model_sampling", InstaFlowSampling(stage))
     return patched
 
 

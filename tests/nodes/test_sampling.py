@@ -287,6 +287,11 @@ def test_our_sampling_patch_on_a_clone_does_not_leak(host: Any, teacher: Any) ->
     assert torch.equal(ksampler(host, model, positive, picture(), steps=2), before)
 
 
+def test_model_sampling_leaves_an_instaflow_what_it_is(host: Any, one_step: Any) -> None:
+    (again,) = host.run("InstaFlowModelSampling", model=one_step[0])
+    assert again.get_model_object("model_sampling").stage == "one-step"
+
+
 # --- errors: found, expected, what to do ---
 
 
