@@ -94,7 +94,9 @@ class InstaFlowInvert(io.ComfyNode):
                     display_name="NOISE", tooltip="The noise, for InstaFlow Sampler or SamplerCustomAdvanced."
                 ),
                 io.Latent.Output(
-                    display_name="LATENT", tooltip="The same noise as a latent: the sampler's latent_image."
+                    display_name="LATENT",
+                    tooltip="The same noise as a latent: the latent_image that goes with NOISE, or to save. Alone it "
+                    "starts no sampler: at pure noise a flow takes its noise from NOISE or a seed.",
                 ),
             ],
         )
@@ -115,9 +117,10 @@ class InstaFlowInvert(io.ComfyNode):
         x_1 = sampling.into_flow(model, latent_image["samples"])
         work = partial(invert, steps=steps, progress=Progress(steps + ITERATIONS).add)
         result = with_velocity(model, conditioning, guidance, x_1, work, gradients=True)
-        noise, report = result.noise.cpu(), inversion_report(result)
+        noise = FixedNoise(result.noise.cpu(), 0, latent_image.get("batch_index"))
+        report = inversion_report(result)
         _log.info("InstaFlow Invert: %s", report)
-        return io.NodeOutput(FixedNoise(noise, 0), {"samples": noise}, ui=ui.PreviewText(report))
+        return io.NodeOutput(noise, noise.latent(), ui=ui.PreviewText(report))
 
 
 class InstaFlowControl(io.ComfyNode):
@@ -200,6 +203,7 @@ class InstaFlowControl(io.ComfyNode):
 
         result = with_velocity(model, conditioning, guidance, start, work, gradients=True)
         picture = sampling.with_samples(latent_image, sampling.out_of_flow(model, result.x_1))
-        moved, report = FixedNoise(result.noise.cpu(), 0 if noise is None else noise.seed), control_report(result)
+        seed, report = 0 if noise is None else noise.seed, control_report(result)
+        moved = FixedNoise(result.noise.cpu(), seed, latent_image.get("batch_index"))
         _log.info("InstaFlow Control: %s", report)
         return io.NodeOutput(picture, moved, ui=ui.PreviewText(report))

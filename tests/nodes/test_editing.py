@@ -61,6 +61,18 @@ def test_the_noise_gives_the_picture_back(host: Any, shapes: Any, positive: Any,
     assert torch.equal(custom["samples"], again["samples"])
 
 
+def test_a_picture_out_of_a_batch(host: Any, shapes: Any, positive: Any, made: Any) -> None:
+    """The noise goes with the very latent that was inverted, which says that it stood third."""
+    third = made | {"batch_index": [2]}
+    noise, latent = host.run("InstaFlowInvert", model=shapes[0], positive=positive, latent_image=third, steps=1)
+    assert latent["batch_index"] == [2]
+    for start in (third, latent):
+        again = sample(host, shapes, positive, start, noise=noise)
+        assert psnr(decoded(host, shapes, again), decoded(host, shapes, made)) > 30
+    latent, moved = controlled(host, shapes, positive, third, made, iterations=1)
+    assert moved.generate_noise(third).shape == (1, 4, 8, 8)
+
+
 def test_the_error_is_reported(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     kind = host.node("InstaFlowInvert")
     with torch.inference_mode():
