@@ -14,17 +14,20 @@ from ..instaflow_core.flow.straightness import Straightness, flow_trajectory, me
 from ..instaflow_core.pictures.charts import draw_curve
 from ..instaflow_core.pictures.images import image_pictures, image_tensor
 from ..instaflow_core.pictures.labels import labelled_row
+from .guidance import conditions, guidance_inputs
 from .host import model_sampling, sampling
 from .host.progress import Progress
 from .host.schema import schema, seed_input
 from .host.velocity import with_velocity
 
 
-def measure_straightness(model: Any, positive: Any, noise: Tensor, steps: int) -> Straightness:
+def measure_straightness(
+    model: Any, conditioning: dict[str, Any], guidance: float, noise: Tensor, steps: int
+) -> Straightness:
     """S of the flow from each of these noises (B, 4, H, W), one after the other, in `steps` Euler steps each."""
     tell, times = Progress(len(noise) * steps).add, time_grid(steps)
     solve = partial(flow_trajectory, times=times, callback=lambda i, x: tell())
-    paths = (with_velocity(model, positive, x_0, solve) for x_0 in noise.split(1))
+    paths = (with_velocity(model, conditioning, guidance, x_0, solve) for x_0 in noise.split(1))
     return mean_straightness(straightness(states, times) for states in paths)
 
 
@@ -66,6 +69,7 @@ class InstaFlowStraightness(io.ComfyNode):
                     max=1000,
                     tooltip="Euler steps along each path. 25 shows the shape of the curve; more resolve its ends.",
                 ),
+                *guidance_inputs("The guidance of the paths."),
             ],
             outputs=[
                 io.Float.Output(display_name="S", tooltip="The straightness, a mean over elements; 0 is straight."),
@@ -75,12 +79,21 @@ class InstaFlowStraightness(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: Any, latent_image: dict[str, Any], seed: int = 0, samples: int = 4, steps: int = 25
+        cls,
+        model: Any,
+        positive: Any,
+        latent_image: dict[str, Any],
+        seed: int = 0,
+        samples: int = 4,
+        steps: int = 25,
+        guidance: float = 1.0,
+        negative: Any | None = None,
     ) -> io.NodeOutput:
-        model_sampling.instaflow_sampling(model)
+        stage = model_sampling.instaflow_sampling(model).stage
         sampling.check_latent(model, latent_image)
-        empty = torch.zeros(samples, *latent_image["samples"].shape[1:])
-        result = measure_straightness(model, positive, sampling.host_noise({"samples": empty}, seed), steps)
+        conditioning = conditions(stage, guidance, positive, negative)
+        noise = sampling.host_noise({"samples": torch.zeros(samples, *latent_image["samples"].shape[1:])}, seed)
+        result = measure_straightness(model, conditioning, guidance, noise, steps)
         points = {"S": (result.times.tolist(), result.curve.tolist())}
         title = f"Straightness S = {result.value:.4g} (0 is straight)"
         curve = draw_curve(points, title, "t (0 is noise, 1 is the image)", "mean squared deviation", y_from=0)

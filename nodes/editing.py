@@ -1,6 +1,7 @@
 """Nodes that work on the noise behind a picture: find it, and move it towards a picture that is wanted."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..instaflow_core.flow.control import Control, control
 from ..instaflow_core.flow.inversion import ITERATIONS, Inversion, invert
 from ..instaflow_core.flow.solvers import VelocityField
+from .guidance import conditions, guidance_inputs
 from .host import model_sampling, sampling
 from .host.progress import Progress
 from .host.schema import schema
@@ -85,26 +87,40 @@ class InstaFlowInvert(io.ComfyNode):
                     max=100,
                     tooltip="The steps the sampler will take: 1 for InstaFlow, a few for a 2-rectified flow.",
                 ),
+                *guidance_inputs("The guidance that the sampler will use."),
             ],
             outputs=[
                 io.Noise.Output(
                     display_name="NOISE", tooltip="The noise, for InstaFlow Sampler or SamplerCustomAdvanced."
                 ),
                 io.Latent.Output(
-                    display_name="LATENT", tooltip="The same noise as a latent: the sampler's latent_image."
+                    display_name="LATENT",
+                    tooltip="The same noise as a latent: the latent_image that goes with NOISE, or to save. Alone it "
+                    "starts no sampler: at pure noise a flow takes its noise from NOISE or a seed.",
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, model: Any, positive: Any, latent_image: dict[str, Any], steps: int = 1) -> io.NodeOutput:
-        model_sampling.instaflow_sampling(model)
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        latent_image: dict[str, Any],
+        steps: int = 1,
+        guidance: float = 1.0,
+        negative: Any | None = None,
+    ) -> io.NodeOutput:
+        stage = model_sampling.instaflow_sampling(model).stage
         sampling.check_latent(model, latent_image)
-        x_1, tell = sampling.into_flow(model, latent_image["samples"]), Progress(steps + ITERATIONS).add
-        result = with_velocity(model, positive, x_1, lambda velocity, x: invert(velocity, x, steps, progress=tell))
-        noise, report = result.noise.cpu(), inversion_report(result)
+        conditioning = conditions(stage, guidance, positive, negative)
+        x_1 = sampling.into_flow(model, latent_image["samples"])
+        work = partial(invert, steps=steps, progress=Progress(steps + ITERATIONS).add)
+        result = with_velocity(model, conditioning, guidance, x_1, work, gradients=True)
+        noise = FixedNoise(result.noise.cpu(), 0, latent_image.get("batch_index"))
+        report = inversion_report(result)
         _log.info("InstaFlow Invert: %s", report)
-        return io.NodeOutput(FixedNoise(noise, 0), {"samples": noise}, ui=ui.PreviewText(report))
+        return io.NodeOutput(noise, noise.latent(), ui=ui.PreviewText(report))
 
 
 class InstaFlowControl(io.ComfyNode):
@@ -151,6 +167,7 @@ class InstaFlowControl(io.ComfyNode):
                 io.Noise.Input(
                     "noise", optional=True, tooltip="The noise to begin with. Without one it is that of seed 0."
                 ),
+                *guidance_inputs("The guidance that the sampler will use with the noise."),
             ],
             outputs=[
                 io.Latent.Output(display_name="LATENT", tooltip="The picture as a latent, for VAE Decode."),
@@ -170,9 +187,12 @@ class InstaFlowControl(io.ComfyNode):
         learning_rate: float = 0.1,
         steps: int = 1,
         noise: Any | None = None,
+        guidance: float = 1.0,
+        negative: Any | None = None,
     ) -> io.NodeOutput:
-        model_sampling.instaflow_sampling(model)
+        stage = model_sampling.instaflow_sampling(model).stage
         sampling.check_latent(model, latent_image)
+        conditioning = conditions(stage, guidance, positive, negative)
         start = sampling.host_noise(latent_image, 0) if noise is None else noise.generate_noise(latent_image)
         goal, tell = sampling.into_flow(model, matching(target, latent_image)), Progress(iterations).add
         where = None if mask is None else latent_mask(mask, start.shape)
@@ -181,8 +201,9 @@ class InstaFlowControl(io.ComfyNode):
             there = None if where is None else where.to(x_0)
             return control(velocity, x_0, goal.to(x_0), steps, iterations, learning_rate, there, tell)
 
-        result = with_velocity(model, positive, start, work)
+        result = with_velocity(model, conditioning, guidance, start, work, gradients=True)
         picture = sampling.with_samples(latent_image, sampling.out_of_flow(model, result.x_1))
-        moved, report = FixedNoise(result.noise.cpu(), 0 if noise is None else noise.seed), control_report(result)
+        seed, report = 0 if noise is None else noise.seed, control_report(result)
+        moved = FixedNoise(result.noise.cpu(), seed, latent_image.get("batch_index"))
         _log.info("InstaFlow Control: %s", report)
         return io.NodeOutput(picture, moved, ui=ui.PreviewText(report))

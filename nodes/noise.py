@@ -1,5 +1,6 @@
 """Noise nodes: a seed as ComfyUI or diffusers turns it into noise, and the way from one seed's noise to another's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -38,11 +39,18 @@ class FixedNoise:
     Attributes:
         noise: (B, C, H, W).
         seed: what the host reads besides, for samplers that draw more noise on the way.
+        places: (B,), where in its batch each noise's latent stood: that one's "batch_index", where it had one.
     """
 
-    def __init__(self, noise: Tensor, seed: int) -> None:
+    def __init__(self, noise: Tensor, seed: int, places: Sequence[int] | None = None) -> None:
         self.noise = noise
         self.seed = seed
+        self.places = list(range(len(noise)) if places is None else places)
+
+    def latent(self) -> dict[str, Any]:
+        """The same noise as a LATENT, whose batch has the same places."""
+        plain = self.places == list(range(len(self.noise)))
+        return {"samples": self.noise} if plain else {"samples": self.noise, "batch_index": self.places}
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
         """The noise for a LATENT (B, C, H, W) of the batch it was made for; a "batch_index" picks from that batch.
@@ -51,13 +59,13 @@ class FixedNoise:
             ValueError: the LATENT has another size, or more latents than there is noise.
         """
         shape = tuple(input_latent["samples"].shape)
-        index = list(input_latent.get("batch_index") or range(len(self.noise)))
-        if (len(index), *self.noise.shape[1:]) != shape or max(index) >= len(self.noise):
+        wanted = list(input_latent.get("batch_index") or self.places)
+        if (len(wanted), *self.noise.shape[1:]) != shape or not set(wanted) <= set(self.places):
             raise ValueError(
                 f"This NOISE is for latents of the shape {tuple(self.noise.shape)}, and the LATENT has the shape "
                 f"{shape}. Connect the LATENT that came with the NOISE, or one of the same size and batch."
             )
-        return self.noise[index]
+        return self.noise[[self.places.index(place) for place in wanted]]
 
 
 class InstaFlowSeedNoise(io.ComfyNode):
@@ -126,7 +134,9 @@ class InstaFlowInterpolateNoise(io.ComfyNode):
                     display_name="NOISE", tooltip="One noise a frame, for InstaFlow Sampler or SamplerCustomAdvanced."
                 ),
                 io.Latent.Output(
-                    display_name="LATENT", tooltip="The same noises as a batch of latents: the sampler's latent_image."
+                    display_name="LATENT",
+                    tooltip="The same noises as a batch of latents: the latent_image that goes with NOISE. Alone it "
+                    "starts no sampler: at pure noise a flow takes its noise from NOISE or a seed.",
                 ),
             ],
         )
@@ -135,5 +145,6 @@ class InstaFlowInterpolateNoise(io.ComfyNode):
     def execute(cls, seed_from: int, seed_to: int, frames: int, latent_image: dict[str, Any]) -> io.NodeOutput:
         first = {"samples": latent_image["samples"][:1]}
         start, end = (sampling.host_noise(first, seed)[0] for seed in (seed_from, seed_to))
-        noise = great_circle(start, end, frames)
-        return io.NodeOutput(FixedNoise(noise, seed_from), {"samples": noise})
+        # Angles in half precision, in which a host may keep its latents, are too coarse.
+        noise = FixedNoise(great_circle(start.float(), end.float(), frames).to(start.dtype), seed_from)
+        return io.NodeOutput(noise, noise.latent())

@@ -4,35 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .guidance import conditions
 from .host import model_sampling, sampling
 from .host.schema import schema, seed_input
-
-
-def conditions(stage: str, guidance: float, positive: Any, negative: Any | None) -> dict[str, Any]:
-    """The conditionings the host's guider takes.
-
-    A negative goes along at any guidance: up to 1 the host leaves it out by itself, unless a patch on the MODEL asks
-    for it.
-
-    Raises:
-        ValueError: guidance above 1 for a one-step model, or without a negative.
-    """
-    if guidance > 1:
-        _check_guidance(stage, guidance, negative)
-    return {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
-
-
-def _check_guidance(stage: str, guidance: float, negative: Any | None) -> None:
-    if stage == "one-step":
-        raise ValueError(
-            f"Guidance is {guidance:g}, but this MODEL is a one-step InstaFlow: guidance is already distilled into it, "
-            "and negative prompts have no effect. Set guidance to 1.0, or load a 2-rectified flow (1.0 to 2.0)."
-        )
-    if negative is None:
-        raise ValueError(
-            f"Guidance is {guidance:g}, but nothing is connected to `negative`. Connect a CLIP Text Encode to it "
-            "(an empty text will do), or set guidance to 1.0."
-        )
 
 
 def _denoise_input(tooltip: str) -> Any:

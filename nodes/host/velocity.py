@@ -15,19 +15,39 @@ from ...instaflow_core.flow.solvers import VelocityField
 from .model_sampling import uniform_sigmas
 
 
-def with_velocity(model: Any, positive: Any, x: Tensor, work: Callable[[VelocityField, Tensor], Any]) -> Any:
+def with_velocity(
+    model: Any,
+    conditioning: dict[str, Any],
+    guidance: float,
+    x: Tensor,
+    work: Callable[[VelocityField, Tensor], Any],
+    gradients: bool = False,
+) -> Any:
     """work(velocity, x), run where the host would run a sampler: with its memory management, patches and ControlNets.
 
     Args:
+        conditioning: {"positive": ...} and, for guidance above 1, {"negative": ...}.
+        guidance: acts on velocities, above 1.
         x: (B, 4, H, W) latents as the UNet takes them; `work` gets them on the MODEL's device.
         work: gets the MODEL's flow for this conditioning as velocity(x, t), t in [0, 1) (the host's denoised says
             nothing of a velocity at t = 1). An interrupt is raised out of it.
+        gradients: whether `work` takes the velocity's gradients.
     """
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive})
+    guider = comfy.samplers.CFGGuider(_with_whole_weights(model) if gradients else model)
+    guider.inner_set_conds(conditioning)
+    guider.set_cfg(max(guidance, 1.0))
     runner = _Work(work)
     guider.sample(x, torch.zeros_like(x), runner, uniform_sigmas(1), disable_pbar=True, seed=0)
     return runner.result
+
+
+def _with_whole_weights(model: Any) -> Any:
+    """The MODEL without dynamic VRAM, where a newer host has it: that may take a weight away, or put another in its
+    place, between the evaluation and its gradient."""
+    dynamic = getattr(model, "is_dynamic", None)
+    if dynamic is None or not dynamic() or model.cached_patcher_init is None:
+        return model
+    return model.clone(disable_dynamic=True)
 
 
 class _Work(comfy.samplers.Sampler):

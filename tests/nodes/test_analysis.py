@@ -62,6 +62,22 @@ def test_straightness_is_that_of_the_hosts_own_steps(
     assert 0 <= curve.min() < curve.max() <= 1
 
 
+def test_straightness_of_guided_paths(host: Any, two_rf: Any) -> None:
+    """Guided towards the same text, paths are as they are; away from another, they are others."""
+    positive, negative = (host.run("CLIPTextEncode", clip=two_rf[1], text=text)[0] for text in (PROMPT, "blurry"))
+    (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
+    plain, same, guided = (
+        measured(host, two_rf, (positive,), empty, **inputs)[0]
+        for inputs in (
+            {},
+            {"guidance": 1.5, "negative": positive},
+            {"guidance": 1.5, "negative": negative},
+        )
+    )
+    assert same == pytest.approx(plain, rel=1e-3)
+    assert guided != pytest.approx(plain, rel=1e-3)
+
+
 def test_straightness_depends_on_the_seed_alone(host: Any, one_step: Any, texts: Any, empty: Any) -> None:
     value, _ = measured(host, one_step, texts, empty)
     assert isinstance(value, float)

@@ -61,6 +61,18 @@ def test_the_noise_gives_the_picture_back(host: Any, shapes: Any, positive: Any,
     assert torch.equal(custom["samples"], again["samples"])
 
 
+def test_a_picture_out_of_a_batch(host: Any, shapes: Any, positive: Any, made: Any) -> None:
+    """The noise goes with the very latent that was inverted, which says that it stood third."""
+    third = made | {"batch_index": [2]}
+    noise, latent = host.run("InstaFlowInvert", model=shapes[0], positive=positive, latent_image=third, steps=1)
+    assert latent["batch_index"] == [2]
+    for start in (third, latent):
+        again = sample(host, shapes, positive, start, noise=noise)
+        assert psnr(decoded(host, shapes, again), decoded(host, shapes, made)) > 30
+    latent, moved = controlled(host, shapes, positive, third, made, iterations=1)
+    assert moved.generate_noise(third).shape == (1, 4, 8, 8)
+
+
 def test_the_error_is_reported(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     kind = host.node("InstaFlowInvert")
     with torch.inference_mode():
@@ -87,7 +99,10 @@ def test_inversion_goes_through_the_models_patches(host: Any, pack: Any, shapes:
         return value, pull_back(torch.ones_like(value))
 
     with torch.inference_mode():
-        plain, changed = (pack.nodes.host.velocity.with_velocity(m, positive, x, work) for m in (shapes[0], patched))
+        plain, changed = (
+            pack.nodes.host.velocity.with_velocity(m, {"positive": positive}, 1.0, x, work, gradients=True)
+            for m in (shapes[0], patched)
+        )
     # v = (d - x) / (1 - t), so halving d makes v' = (v - x / (1 - t)) / 2, and the same with the gradient.
     assert torch.allclose(changed[0], (plain[0] - 2 * x) / 2, atol=1e-4)
     assert torch.allclose(changed[1], (plain[1] - 2) / 2, atol=1e-4)
@@ -171,3 +186,76 @@ def test_control_can_be_interrupted(host: Any, shapes: Any, positive: Any, made:
 def test_a_target_of_another_size(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     with pytest.raises(ValueError, match=r"target has the shape \(1, 4, 8, 8\), and latent_image \(1, 4, 8, 9\)"):
         controlled(host, shapes, positive, {"samples": torch.zeros(1, 4, 8, 9)}, made)
+
+
+# --- guidance, and the host's memory management ---
+
+
+@pytest.fixture(scope="module")
+def shapes_2rf(host: Any) -> Any:
+    """The built-in 2-rectified flow, which is sampled with guidance."""
+    return host.run("InstaFlowLoadCheckpoint", checkpoint="built-in: shapes-2rf", weight_dtype="fp32")
+
+
+def test_guidance_is_part_of_the_path(host: Any, shapes_2rf: Any) -> None:
+    """The noise gives back what the sampler draws at the same guidance; without it, another picture comes."""
+    positive, negative = (host.run("CLIPTextEncode", clip=shapes_2rf[1], text=text)[0] for text in (PROMPT, ""))
+    guided = {"steps": 2, "guidance": 1.5, "negative": negative}
+    (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
+    made = sample(host, shapes_2rf, positive, empty, **guided)
+    errors = []
+    for inputs in (guided, {"steps": 2}):
+        found = host.run("InstaFlowInvert", model=shapes_2rf[0], positive=positive, latent_image=made, **inputs)
+        again = sample(host, shapes_2rf, positive, found[1], noise=found[0], **guided)
+        errors.append(float((again["samples"] - made["samples"]).square().mean().sqrt() * 0.18215))
+    assert errors[0] < 0.05 < errors[1] / 2
+    latent, noise = controlled(host, shapes_2rf, positive, empty, made, **(guided | {"iterations": 2}))
+    again = sample(host, shapes_2rf, positive, empty, noise=noise, **guided)
+    assert torch.allclose(again["samples"], latent["samples"], atol=1e-3)
+
+
+def test_guidance_acts_on_velocities_and_their_gradients(host: Any, pack: Any, two_rf: Any) -> None:
+    positive, negative = (host.run("CLIPTextEncode", clip=two_rf[1], text=text)[0] for text in (PROMPT, "blurry"))
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    linearize = pack.instaflow_core.flow.gradients.linearize
+
+    def asked(guidance: float, **conditioning: Any) -> tuple[Tensor, Tensor]:
+        def work(velocity: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+            value, pull_back = linearize(velocity, x, 0.5)
+            return value, pull_back(torch.ones_like(value))
+
+        with torch.inference_mode():
+            return pack.nodes.host.velocity.with_velocity(two_rf[0], conditioning, guidance, x, work, gradients=True)
+
+    text, away = asked(1.0, positive=positive), asked(1.0, positive=negative)
+    guided = asked(1.7, positive=positive, negative=negative)
+    for mixed, plain, other in zip(guided, text, away, strict=True):
+        assert torch.allclose(mixed, other + 1.7 * (plain - other), rtol=0, atol=1e-3)
+    assert (guided[0] - text[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("node", ["InstaFlowInvert", "InstaFlowControl", "InstaFlowStraightness"])
+def test_guidance_that_cannot_be(host: Any, shapes: Any, two_rf: Any, positive: Any, made: Any, node: str) -> None:
+    more = {"target": made} if node == "InstaFlowControl" else {}
+    for model, message in ((shapes[0], "one-step InstaFlow"), (two_rf[0], "nothing is connected to `negative`")):
+        with pytest.raises(ValueError, match=message):
+            host.run(node, model=model, positive=positive, latent_image=made, guidance=1.5, **more)
+
+
+@pytest.mark.parametrize("node", ["InstaFlowInvert", "InstaFlowControl"])
+def test_weights_stay_where_they_are_between_a_velocity_and_its_gradient(
+    host: Any, shapes: Any, positive: Any, made: Any, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    """A newer host's dynamic VRAM, stood in for, is asked to stay out."""
+    model, asked = shapes[0].clone(), []
+    monkeypatch.setattr(model, "is_dynamic", lambda: True, raising=False)
+    monkeypatch.setattr(model, "cached_patcher_init", ("loader", ()), raising=False)
+
+    def clone(disable_dynamic: bool = False) -> Any:
+        asked.append(disable_dynamic)
+        return shapes[0].clone()
+
+    monkeypatch.setattr(model, "clone", clone)
+    more = {"target": made, "iterations": 1} if node == "InstaFlowControl" else {}
+    host.run(node, model=model, positive=positive, latent_image=made, **more)
+    assert True in asked

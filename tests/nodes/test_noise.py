@@ -99,3 +99,29 @@ def test_noise_for_a_frame_that_is_not_there(host: Any) -> None:
     noise, _ = interpolated(host, 4)
     with pytest.raises(ValueError, match="NOISE is for latents"):
         noise.generate_noise({"samples": torch.zeros(1, 4, 8, 9), "batch_index": [4]})
+
+
+def test_noise_for_a_latent_that_stood_in_a_longer_batch(pack: Any) -> None:
+    """Made for the third and the sixth of a batch, it goes with them, together or alone."""
+    values = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 4, 8, 8)
+    noise = pack.nodes.noise.FixedNoise(values, 0, [2, 5])
+    assert torch.equal(noise.generate_noise(noise.latent()), values)
+    assert torch.equal(noise.generate_noise({"samples": torch.zeros(2, 4, 8, 8)}), values)
+    assert torch.equal(noise.generate_noise({"samples": torch.zeros(1, 4, 8, 8), "batch_index": [5]}), values[1:])
+    with pytest.raises(ValueError, match="NOISE is for latents"):
+        noise.generate_noise({"samples": torch.zeros(1, 4, 8, 8), "batch_index": [0]})
+
+
+def test_angles_are_measured_in_full_precision(host: Any) -> None:
+    """A host may keep its latents in half precision. Then the ends are the seeds' noises in it, and the frames between
+    them no more than its rounding away from the great circle."""
+    half = {"samples": torch.zeros(1, 4, 16, 16, dtype=torch.float16)}
+    _, latent = interpolated(host, 9, half)
+    frames = latent["samples"]
+    assert frames.dtype == torch.float16
+    ends = [host.run("RandomNoise", noise_seed=seed)[0].generate_noise(half)[0] for seed in (7, 8)]
+    assert torch.equal(frames[0], ends[0]) and torch.equal(frames[-1], ends[1])
+    a, b = (end.double() for end in ends)
+    angle = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
+    between = (torch.sin(0.625 * angle) * a + torch.sin(0.375 * angle) * b) / torch.sin(angle)
+    assert torch.allclose(frames[3].double(), between, rtol=2**-11, atol=1e-5)

@@ -28,12 +28,12 @@ SOCKETS = {
     "InstaFlowScheduler": ("model steps denoise", "SIGMAS"),
     "InstaFlowSeedNoise": ("seed draw", "NOISE"),
     "InstaFlowInterpolateNoise": ("seed_from seed_to frames latent_image", "NOISE LATENT"),
-    "InstaFlowInvert": ("model positive latent_image steps", "NOISE LATENT"),
+    "InstaFlowInvert": ("model positive latent_image steps guidance? negative?", "NOISE LATENT"),
     "InstaFlowControl": (
-        "model positive latent_image target mask? iterations learning_rate steps noise?",
+        "model positive latent_image target mask? iterations learning_rate steps noise? guidance? negative?",
         "LATENT NOISE",
     ),
-    "InstaFlowStraightness": ("model positive latent_image seed samples steps", "FLOAT IMAGE"),
+    "InstaFlowStraightness": ("model positive latent_image seed samples steps guidance? negative?", "FLOAT IMAGE"),
     "InstaFlowCompare": (
         "model teacher positive negative latent_image vae seed teacher_steps teacher_guidance teacher_sampler",
         "IMAGE FLOAT",
@@ -97,7 +97,10 @@ def test_execute_takes_what_the_schema_says(host: Any, node_id: str) -> None:
     said = schema(host, node_id)
     assert list(taken) == [i.id for i in said.inputs]
     for i in said.inputs:
-        assert (taken[i.id].default is None) == bool(i.optional)
+        if i.optional:
+            assert taken[i.id].default == getattr(i, "default", None)
+        else:
+            assert taken[i.id].default is not None
 
 
 @pytest.mark.parametrize("node_id", SOCKETS)
