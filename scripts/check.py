@@ -28,6 +28,7 @@ _LINT_IMPORTS = (
 # Each is what follows the interpreter.
 CHECKS = (
     ("-m", "ruff", "check", "."),
+    ("-m", "ruff", "format", "--check", "."),
     ("-c", _LINT_IMPORTS, "--no-logo", "--cache-dir", "build/import-linter"),
     ("-m", "mypy", "-p", "instaflow_pack.nodes", "-p", "instaflow_pack.instaflow_core"),
     ("-m", "mypy", "scripts", "benchmarks"),
@@ -48,6 +49,7 @@ def run(steps: Sequence[Sequence[str]]) -> int:
     for step in steps:
         print("$ " + shlex.join(("python", *step)), flush=True)
         if code := subprocess.run([sys.executable, *step], cwd=ROOT, env=environment).returncode:
+            print(f"failed: {' '.join(step[:3])}; what it says is above.", file=sys.stderr)
             return code
     return 0
 

@@ -12,6 +12,8 @@ from running_server import RunningServer
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 ON_BUILT_IN_MODELS = [path.stem for path in WORKFLOWS if "built-in: " in path.read_text(encoding="utf-8")]
 
+assert len(ON_BUILT_IN_MODELS) >= 9, "a workflow no longer names the model it runs on"
+
 Open = Callable[[str], None]
 
 
@@ -41,7 +43,9 @@ def test_templates_shows_the_packs_workflows(page: Page) -> None:
         heading = page.get_by_role("heading", name=path.stem)
         heading.scroll_into_view_if_needed()  # pictures further down are loaded when they are looked at
         expect(heading).to_be_visible()
-        expect(page.get_by_role("img", name=path.stem)).to_have_js_property("complete", True)
+        picture = page.get_by_role("img", name=path.stem)
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("picture => picture.naturalWidth") > 0, "a broken picture is complete too"
 
 
 @pytest.mark.parametrize("name", ON_BUILT_IN_MODELS)

@@ -170,6 +170,11 @@ def test_downloads_are_offered_for_what_a_loader_names(name: str) -> None:
             assert model["url"].endswith(f"/{model['name']}")
 
 
+def test_some_workflows_offer_a_download() -> None:
+    offering = {name for name in NAMES for node in read(name)["nodes"] if node["properties"].get("models")}
+    assert {name[:2] for name in offering} == {"06", "11", "13"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_templates_with_thumbnails(server: Any, name: str) -> None:
     assert name in server.get_json("/api/workflow_templates")[PACK_NAME]
