@@ -9,7 +9,7 @@ from .merging import InstaFlowMergeDelta
 from .noise import InstaFlowInterpolateNoise, InstaFlowSeedNoise
 from .perflow import InstaFlowPeRFlow
 from .sampling import InstaFlowSampler, InstaFlowScheduler
-from .training import InstaFlowDistill, InstaFlowReflow, InstaFlowTriplets
+from .training import InstaFlowDistill, InstaFlowLoadTriplets, InstaFlowReflow, InstaFlowTriplets
 
 NODES: list[type[io.ComfyNode]] = [
     InstaFlowLoadCheckpoint,
@@ -27,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     InstaFlowStraightness,
     InstaFlowCompare,
     InstaFlowTriplets,
+    InstaFlowLoadTriplets,
     InstaFlowReflow,
     InstaFlowDistill,
 ]

@@ -31,15 +31,34 @@ def measure_straightness(
     return mean_straightness(straightness(states, times) for states in paths)
 
 
+RUNS = 3
+"""How often a work is timed at most; the fastest counts."""
+
+LONG = 2.0
+"""Seconds after which a work is not timed again."""
+
+
+def fastest(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """What the work makes, and its seconds: those of the fastest of a few runs."""
+    times: list[float] = []
+    while len(times) < RUNS and sum(times) < LONG:
+        start = time.perf_counter()
+        result = work().cpu()  # there when it is on the CPU
+        times.append(time.perf_counter() - start)
+    return result, min(times)
+
+
 def stopwatch(vae: Any, sample: Callable[[int], Tensor], steps: int) -> tuple[Tensor, float]:
     """The pictures of `sample(steps)` and the seconds from noise to pictures, decoding included.
 
-    Everything is run once before, in two steps at most, so that no loading and no first-time set-up is counted.
+    Each is done once before it is timed, sampling in two steps at most, so that no loading and no first-time set-up is
+    counted: also where the UNet and the VAE do not both fit, and the host takes one out for the other.
     """
-    vae.decode(sample(min(steps, 2)))
-    start = time.perf_counter()
-    images = vae.decode(sample(steps)).cpu()  # on the CPU when it is really there
-    return images, time.perf_counter() - start
+    sample(min(steps, 2))
+    samples, sampling_time = fastest(lambda: sample(steps))
+    vae.decode(samples)
+    images, decoding_time = fastest(lambda: vae.decode(samples))
+    return images, sampling_time + decoding_time
 
 
 class InstaFlowStraightness(io.ComfyNode):
@@ -165,9 +184,11 @@ class InstaFlowCompare(io.ComfyNode):
         teacher_sampler: str = "dpmpp_2m",
     ) -> io.NodeOutput:
         model_sampling.instaflow_sampling(model)
+        model_sampling.check_sd15(
+            teacher, "Connect a Stable Diffusion 1.5 as `teacher`: both get the same conditioning."
+        )
         sampling.check_latent(model, latent_image)
-        if teacher_sampler not in sampling.SAMPLERS:
-            raise ValueError(f"There is no sampler {teacher_sampler!r}. Choose one of {', '.join(sampling.SAMPLERS)}.")
+        sampling.check_sampler(teacher_sampler)
         empty = {"samples": torch.zeros_like(latent_image["samples"])}
         noise, both = sampling.host_noise(latent_image, seed), {"positive": positive, "negative": negative}
 

@@ -101,9 +101,21 @@ class InstaFlowTriplets(io.ComfyNode):
                     step=0.1,
                     tooltip="Guidance of the teacher. The paper: 5.0 for Stable Diffusion, 1.5 for a 2-rectified flow.",
                 ),
-                io.Int.Input("width", default=512, min=8, max=4096, step=8, tooltip="Width of the pictures in pixels."),
                 io.Int.Input(
-                    "height", default=512, min=8, max=4096, step=8, tooltip="Height of the pictures in pixels."
+                    "width",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    tooltip="Of the pictures in pixels; 0: the teacher's own.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    tooltip="Of the pictures in pixels; 0: the teacher's own.",
                 ),
                 io.Int.Input("batch_size", default=8, min=1, max=1024, tooltip="Pictures to make at once."),
                 _seed_input("Seed of the noise: picture i starts from noise (seed, i)."),
@@ -138,19 +150,52 @@ class InstaFlowTriplets(io.ComfyNode):
         folder = training.set_folder(name)
         progress = Progress(count)
         teacher = training.as_checkpoint(model, clip, None)
-        config = SetConfig(count, seed, steps, guidance, width, height, batch_size)
+        config = SetConfig(count, seed, steps, guidance, width or None, height or None, batch_size)
         with training.training_device() as device:
             texts = training.prompts(prompts, count)
             writer = SetWriter(Storage(folder), describe_set(teacher, config, texts))
             make_set(writer, teacher, config, texts, device, progress.add)
         return io.NodeOutput(TripletSet(folder, clip))
 
+    @classmethod
+    def fingerprint_inputs(cls, prompts: str = "", **_: Any) -> Any:
+        """A file of prompts that was written again is read again."""
+        return training.prompts_state(prompts)
+
+
+class InstaFlowLoadTriplets(io.ComfyNode):
+    """A set of triplets that is there already."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="InstaFlowLoadTriplets",
+            display_name="InstaFlow Load Triplets",
+            category="InstaFlow/training",
+            description="A whole set of triplets that was made before, here, by the command line or on another "
+            "machine, for reflow or distillation. Its teacher is not needed.",
+            search_aliases=["instaflow", "dataset", "training data", "parquet", "load set"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=training.set_names(),
+                    tooltip="A set under output/instaflow/triplets: a folder with set.json and shards in it.",
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder that the prompts are read with: the teacher's."),
+            ],
+            outputs=[Triplets.Output(display_name="triplets", tooltip="For InstaFlow Reflow or InstaFlow Distill.")],
+        )
+
+    @classmethod
+    def execute(cls, name: str, clip: Any) -> io.NodeOutput:
+        return io.NodeOutput(TripletSet(training.whole_set(name), clip))
+
 
 def _training_inputs(model_tooltip: str, name: str) -> list[Any]:
     """The inputs that both trainings have. The defaults are the paper's where one GPU can follow it."""
     return [
         io.Model.Input("model", tooltip=model_tooltip),
-        Triplets.Input("triplets", tooltip="The set to learn from, of InstaFlow Triplets."),
+        Triplets.Input("triplets", tooltip="The set to learn from, of InstaFlow Triplets or Load Triplets."),
         io.Int.Input("iterations", default=1000, min=1, max=10_000_000, tooltip="Optimiser steps in all."),
         io.Int.Input("batch_size", default=64, min=1, max=4096, tooltip="Triplets to a step. The paper: 64 and more."),
         io.Float.Input(

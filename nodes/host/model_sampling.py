@@ -86,13 +86,14 @@ def as_instaflow(model: Any) -> Any:
     return patched
 
 
-def check_sd15(model: Any) -> None:
-    """Raise ValueError unless the MODEL has Stable Diffusion 1.5's shape, in any width."""
+def check_sd15(
+    model: Any, advice: str = "Connect a Stable Diffusion 1.5 MODEL that holds InstaFlow's weights."
+) -> None:
+    """Raise ValueError, with the advice, unless the MODEL has Stable Diffusion 1.5's shape, in any width."""
     config = model.model.model_config
     if not isinstance(config, comfy.supported_models.SD15):
         raise ValueError(
-            f"This MODEL is a {type(config).__name__}; InstaFlow has the shape of Stable Diffusion 1.5. "
-            "Connect a Stable Diffusion 1.5 MODEL that holds InstaFlow's weights."
+            f"This MODEL is a {type(config).__name__}; InstaFlow has the shape of Stable Diffusion 1.5. {advice}"
         )
 
 

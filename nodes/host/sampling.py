@@ -53,6 +53,12 @@ def check_latent(model: Any, latent: dict[str, Any]) -> None:
         )
 
 
+def check_sampler(name: str) -> None:
+    """Raise ValueError unless the host has a sampler of this name."""
+    if name not in SAMPLERS:
+        raise ValueError(f"There is no sampler {name!r}. Choose one of {', '.join(SAMPLERS)}.")
+
+
 def with_samples(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:
     """The LATENT with other samples; a newer host's note on the scale of an empty latent no longer holds."""
     kept = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}

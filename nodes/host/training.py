@@ -16,10 +16,12 @@ import folder_paths
 import torch
 
 from . import saving
+from .patches import check_only_weights
 
 if TYPE_CHECKING:
     from ...instaflow_core.weights.checkpoint import Checkpoint
 
+_SETS = "instaflow/triplets"
 _PROMPT_ENDINGS = (".txt", ".csv", ".json", ".jsonl", ".parquet")
 
 
@@ -44,9 +46,14 @@ def precision() -> str:
 
 
 def as_checkpoint(model: Any, clip: Any, vae: Any) -> Checkpoint:
-    """Copies of the weights of MODEL, and of CLIP and VAE where they are given, every patch baked in."""
+    """Copies of the weights of MODEL and CLIP, and of VAE where it is given, every patch of weights baked in.
+
+    Raises:
+        ValueError: they carry more than weights, or as `saving.write_checkpoint`.
+    """
     from ...instaflow_core.weights.checkpoint import load
 
+    check_only_weights(model, clip)
     with tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()) as folder:
         path = Path(folder) / "checkpoint.safetensors"
         saving.write_checkpoint(path, model, clip, vae)
@@ -61,13 +68,32 @@ def prompts(text: str, count: int) -> list[str]:
     """The lines of the text; up to `count` lines of a file where the text is the name of one in the input folder.
 
     Raises:
-        ValueError: the text names a file of prompts outside the input folder.
+        ValueError: the text names a file of prompts outside the input folder, or a prompt an embedding.
     """
     from ...instaflow_core.triplets.prompts import lines, read_prompts
 
+    file = _named_file(text)
+    texts = read_prompts(file, count) if file else lines(text)
+    named = next((t for t in texts if "embedding:" in t), None)
+    if named:
+        raise ValueError(
+            f"The prompt {named!r} names an embedding, which only CLIP Text Encode reads. Write what it stands for, or "
+            "leave it out."
+        )
+    return texts
+
+
+def prompts_state(text: str) -> Any:
+    """What changes with the file of prompts that a text names; nothing where it names none."""
+    file = _named_file(text)
+    return (os.stat(file).st_mtime_ns, os.stat(file).st_size) if file else None
+
+
+def _named_file(text: str) -> str | None:
+    from ...instaflow_core.triplets.prompts import lines
+
     texts = lines(text)
-    file = _prompt_file(texts[0]) if len(texts) == 1 else None
-    return read_prompts(file, count) if file else texts
+    return _prompt_file(texts[0]) if len(texts) == 1 else None
 
 
 def _prompt_file(name: str) -> str | None:
@@ -99,7 +125,38 @@ def _is_inside(path: str, root: str) -> bool:
 
 def set_folder(name: str) -> Path:
     """Where the set of triplets of this name lies: output/instaflow/triplets/NAME."""
-    return _inside("instaflow/triplets", name)
+    return _inside(_SETS, name)
+
+
+def set_names() -> list[str]:
+    """The names of the sets there are, whole or not, by whatever they were made."""
+    from ...instaflow_core.triplets.format import SET_FILE
+
+    root, found = os.path.join(folder_paths.get_output_directory(), _SETS), []
+    for path, folders, files in os.walk(root):
+        if SET_FILE in files:
+            found.append(os.path.relpath(path, root).replace(os.sep, "/"))
+            folders.clear()
+    return sorted(found)
+
+
+def whole_set(name: str) -> Path:
+    """The folder of a set that is whole.
+
+    Raises:
+        ValueError: there is none of this name, or it lacks some of its shards.
+    """
+    from ...instaflow_core.triplets.format import read_info
+    from ...instaflow_core.triplets.storage import Storage
+
+    if name not in set_names():
+        raise ValueError(
+            f"There is no set of triplets {name!r} under output/{_SETS}. Make one with InstaFlow Triplets or the "
+            "command line, or put one there, refresh the page (R) and choose it again."
+        )
+    folder = Path(os.path.realpath(folder_paths.get_output_directory())) / _SETS / name
+    read_info(Storage(folder))
+    return folder
 
 
 def result_path(name: str) -> Path:

@@ -165,3 +165,34 @@ def test_comparison_refuses_what_it_cannot_do(host: Any, one_step: Any, teacher:
         compare(host, teacher, one_step, texts, empty)
     with pytest.raises(ValueError, match=r"no sampler 'magic'. Choose one of euler"):
         compare(host, one_step, teacher, texts, empty, teacher_sampler="magic")
+
+
+def test_a_teacher_of_another_architecture(host: Any, one_step: Any, texts: Any, empty: Any) -> None:
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD20({**one_step[0].model.model_config.unet_config, "num_head_channels": 32})
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    other = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), load_device=cpu, offload_device=cpu)
+    with pytest.raises(ValueError, match=r"This MODEL is a SD20.*Connect a Stable Diffusion 1.5 as `teacher`"):
+        compare(host, one_step, (other,), texts, empty)
+
+
+def test_loading_is_not_counted(pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that holds either the UNet or the VAE: what a part costs is what it costs when its model is loaded."""
+    clock, loaded = 0.0, ""
+
+    def use(part: str, seconds: float) -> torch.Tensor:
+        nonlocal clock, loaded
+        clock += seconds + (100 if loaded != part else 0)
+        loaded = part
+        return torch.zeros(1)
+
+    class Vae:
+        def decode(self, samples: torch.Tensor) -> torch.Tensor:
+            return use("VAE", 0.25)
+
+    monkeypatch.setattr(pack.nodes.analysis.time, "perf_counter", lambda: clock)
+    _, seconds = pack.nodes.analysis.stopwatch(Vae(), lambda steps: use("UNet", 0.5 * steps), 3)
+    assert seconds == 1.75

@@ -42,6 +42,7 @@ SOCKETS = {
         "model clip prompts count steps guidance width height batch_size seed name",
         "INSTAFLOW_TRIPLETS",
     ),
+    "InstaFlowLoadTriplets": ("name clip", "INSTAFLOW_TRIPLETS"),
     "InstaFlowReflow": (
         "model triplets iterations batch_size learning_rate ema method resume seed name vae?",
         "MODEL IMAGE",

@@ -209,3 +209,105 @@ def test_a_trained_lora_is_read_by_the_hosts_own_loader(host: Any, output: Path,
 def test_a_name_stays_inside_the_output_folder(host: Any, teacher: Any, name: str) -> None:
     with pytest.raises(ValueError, match="Give a plain name"):
         triplets(host, teacher, name)
+
+
+# --- what a teacher's graph carries beyond weights ---
+
+
+def attention_patch(host: Any, model: Any, clip: Any) -> tuple[Any, Any]:
+    patched = model.clone()
+    patched.set_model_attn1_patch(lambda q, k, v, extra_options: (q, k, v))
+    return patched, clip
+
+
+def free_u(host: Any, model: Any, clip: Any) -> tuple[Any, Any]:
+    return host.run("FreeU", model=model, b1=1.1, b2=1.2, s1=0.9, s2=0.2)[0], clip
+
+
+def rescaled_guidance(host: Any, model: Any, clip: Any) -> tuple[Any, Any]:
+    return host.run("RescaleCFG", model=model, multiplier=0.7)[0], clip
+
+
+def skipped_layer(host: Any, model: Any, clip: Any) -> tuple[Any, Any]:
+    return model, host.run("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=-2)[0]
+
+
+def wrapper(host: Any, model: Any, clip: Any) -> tuple[Any, Any]:
+    patched = model.clone()
+    patched.add_wrapper_with_key(
+        "diffusion_model", "cache", lambda executor, *args, **kwargs: executor(*args, **kwargs)
+    )
+    return patched, clip
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (attention_patch, "MODEL: patches"),
+        (free_u, "MODEL: patches"),
+        (rescaled_guidance, "MODEL: sampler_cfg_function"),
+        (skipped_layer, "CLIP: last layer set"),
+        (wrapper, "MODEL: cache"),
+    ],
+)
+def test_what_is_no_weight_is_refused(host: Any, teacher: Any, change: Any, named: str) -> None:
+    model, clip = change(host, *teacher[:2])
+    with pytest.raises(ValueError, match=rf"more than weights \({named}\).*Connect MODEL and CLIP from before"):
+        triplets(host, (model, clip, None), "refused")
+
+
+def test_what_changes_nothing_is_not_refused(host: Any, pack: Any, teacher: Any) -> None:
+    (compiled,) = host.run("TorchCompileModel", model=teacher[0], backend="inductor")
+    (clip,) = host.run("CLIPSetLastLayer", clip=teacher[1], stop_at_clip_layer=-1)
+    pack.nodes.host.patches.check_only_weights(compiled, clip)
+
+
+def test_an_embedding_in_a_prompt_is_refused(host: Any, pack: Any) -> None:
+    with pytest.raises(ValueError, match=r"'a embedding:thing' names an embedding, which only CLIP Text Encode reads"):
+        pack.nodes.host.training.prompts("one\na embedding:thing", 5)
+
+
+# --- sets that are there, and prompts that change ---
+
+
+def test_a_set_is_loaded_by_its_name(host: Any, output: Path, teacher: Any) -> None:
+    """One that the command line made: only its folder is needed."""
+    made = triplets(host, teacher, "deep/set")
+    kind = host.node("InstaFlowLoadTriplets")
+    assert "deep/set" in kind.define_schema().inputs[0].options
+    (loaded,) = host.run("InstaFlowLoadTriplets", name="deep/set", clip=teacher[1])
+    assert loaded == made
+    flow, _ = train(host, "InstaFlowReflow", teacher[0], loaded, "of-a-loaded-set", iterations=1)
+    assert torch.isfinite(sample(host, flow, teacher[1])).all()
+
+
+@pytest.mark.parametrize("name", ["absent", "../triplets/deep/set", "/etc", ""])
+def test_a_set_that_is_not_there(host: Any, output: Path, teacher: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=r"no set of triplets .*output/instaflow/triplets.*refresh the page"):
+        host.run("InstaFlowLoadTriplets", name=name, clip=teacher[1])
+
+
+def test_a_set_that_is_not_whole(host: Any, output: Path, teacher: Any) -> None:
+    made = triplets(host, teacher, "unfinished")
+    next(made.folder.glob("*.parquet")).unlink()
+    with pytest.raises(ValueError, match=r"lacks 1 of 1 shards"):
+        host.run("InstaFlowLoadTriplets", name="unfinished", clip=teacher[1])
+
+
+def test_a_file_of_prompts_that_changes_is_read_again(host: Any) -> None:
+    import folder_paths
+
+    file = Path(folder_paths.get_input_directory()) / "changing.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("one")
+    kind = host.node("InstaFlowTriplets")
+    first = kind.fingerprint_inputs(prompts="changing.txt", count=1)
+    assert kind.fingerprint_inputs(prompts="changing.txt", count=1) == first
+    file.write_text("one\ntwo")
+    assert kind.fingerprint_inputs(prompts="changing.txt", count=1) != first
+    assert kind.fingerprint_inputs(prompts="a prompt") is None
+
+
+def test_the_teachers_own_size(host: Any, teacher: Any) -> None:
+    made = triplets(host, teacher, "native", width=0, height=0)
+    assert read_info(Storage(made.folder)).latent_shape == (4, 8, 8)
