@@ -29,7 +29,8 @@ FEW_LAYERS: dict[str, Any] = UNET | {
     "mid_block_type": None,
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 }
-_ROWS = [row for row in rows_of("unet", FEW_LAYERS) if not row.diffusers.startswith("mid_block.")]
+_WITH_MIDDLE = FEW_LAYERS | {"mid_block_type": "UNetMidBlock2DCrossAttn"}
+_ROWS = [row for row in rows_of("unet", _WITH_MIDDLE) if not row.diffusers.startswith("mid_block.")]
 _TEXT_ROWS, _VAE_ROWS = rows_of("text_encoder", TEXT), rows_of("vae", VAE)
 
 
