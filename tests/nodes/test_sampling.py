@@ -287,6 +287,17 @@ def test_our_sampling_patch_on_a_clone_does_not_leak(host: Any, teacher: Any) ->
     assert torch.equal(ksampler(host, model, positive, picture(), steps=2), before)
 
 
+@pytest.mark.parametrize(("start", "end", "acts"), [(0.0, 0.5, True), (0.2, 1.0, False)])
+def test_at_one_step_ranges_that_begin_at_0_act(host: Any, one_step: Any, start: float, end: float, acts: bool) -> None:
+    """As the help page says, and as in KSampler."""
+    whole = encode(host, one_step[1])
+    (ranged,) = host.run("ConditioningSetTimestepRange", conditioning=whole, start=start, end=end)
+    ours = instaflow(host, one_step[0], ranged, picture())
+    assert torch.equal(ours, ksampler(host, one_step[0], ranged, picture()))
+    expected = instaflow(host, one_step[0], whole, picture())
+    assert torch.equal(ours, expected if acts else torch.zeros_like(expected))
+
+
 # --- errors: found, expected, what to do ---
 
 
