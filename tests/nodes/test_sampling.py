@@ -292,6 +292,17 @@ def test_model_sampling_leaves_an_instaflow_what_it_is(host: Any, one_step: Any)
     assert again.get_model_object("model_sampling").stage == "one-step"
 
 
+@pytest.mark.parametrize(("start", "end", "acts"), [(0.0, 0.5, True), (0.2, 1.0, False)])
+def test_at_one_step_ranges_that_begin_at_0_act(host: Any, one_step: Any, start: float, end: float, acts: bool) -> None:
+    """As the help page says, and as in KSampler."""
+    whole = encode(host, one_step[1])
+    (ranged,) = host.run("ConditioningSetTimestepRange", conditioning=whole, start=start, end=end)
+    ours = instaflow(host, one_step[0], ranged, picture())
+    assert torch.equal(ours, ksampler(host, one_step[0], ranged, picture()))
+    expected = instaflow(host, one_step[0], whole, picture())
+    assert torch.equal(ours, expected if acts else torch.zeros_like(expected))
+
+
 # --- errors: found, expected, what to do ---
 
 
