@@ -6,6 +6,8 @@ from typing import Any
 
 # How fast a MODEL computes, not what.
 _COMPILED = ("torch.compile", "torch_compile_kwargs")
+# What becomes of these is said otherwise: by the checkpoint's prediction, and by the type its weights are kept in.
+_SAID_OTHERWISE = ("model_sampling", "manual_cast_dtype")
 
 
 def check_only_weights(model: Any, clip: Any) -> None:
@@ -20,12 +22,12 @@ def check_only_weights(model: Any, clip: Any) -> None:
 
 
 def _beyond_weights(patcher: Any) -> list[str]:
-    """The names of a ModelPatcher's patches, as the host files them, other than weights and `model_sampling`."""
+    """The names of a ModelPatcher's patches, as the host files them, other than weights."""
     options = {name: value for name, value in patcher.model_options.items() if name != "transformer_options"}
     kept = (
         options,
         patcher.model_options.get("transformer_options", {}),
-        {name: value for name, value in patcher.object_patches.items() if name != "model_sampling"},
+        {name: value for name, value in patcher.object_patches.items() if name not in _SAID_OTHERWISE},
         patcher.injections,
         patcher.additional_models,
         patcher.hook_patches,
