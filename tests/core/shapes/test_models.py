@@ -52,6 +52,7 @@ def test_one_step_draws_what_the_caption_says(held_out: bool, least: float):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_what_latents_were_meant_to_show_is_told_from_them():
     captions, true = sample_captions(24, 8), render_pictures(24, 8)
     vae = build_vae(load("built-in: shapes"))

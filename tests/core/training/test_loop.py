@@ -20,6 +20,9 @@ from instaflow_core.training.accelerator import own_state
 from instaflow_core.training.batches import BatchPart
 from instaflow_core.training.loop import LoopConfig, NonFiniteLoss, fit
 
+# Each trains something.
+pytestmark = pytest.mark.slow
+
 CONFIG = LoopConfig(iterations=12, learning_rate=1e-3, warmup=2, ema=0.9, checkpoint_every=5)
 
 
@@ -42,7 +45,6 @@ def test_training_lowers_the_loss(tmp_path):
     assert result.losses[-1] < 0.05 * result.losses[0]
 
 
-@pytest.mark.slow
 def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(tmp_path):
     whole = linear()
     losses = fit(whole, batch, loss, CONFIG, tmp_path / "whole").losses
@@ -105,7 +107,6 @@ def test_a_leftover_of_a_killed_writer_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["loss.csv", "samples", "state.pt"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "origin"), [({"learning_rate": 2e-3}, None), ({"iterations": 4}, None), ({}, {"data": "other"})]
 )
@@ -115,7 +116,6 @@ def test_resuming_with_other_settings_is_an_error(tmp_path, settings, origin):
         fit(linear(), batch, loss, replace(CONFIG, **settings), tmp_path, resume=True, origin=origin)
 
 
-@pytest.mark.slow
 def test_a_run_at_a_constant_rate_can_be_made_longer(tmp_path):
     whole, parts = linear(), linear()
     fit(whole, batch, loss, replace(CONFIG, iterations=20), tmp_path / "whole")
@@ -124,7 +124,6 @@ def test_a_run_at_a_constant_rate_can_be_made_longer(tmp_path):
     assert torch.equal(whole.weight, parts.weight)
 
 
-@pytest.mark.slow
 def test_accumulation_does_not_change_the_result(tmp_path):
     whole, parts = linear(), linear()
     losses = fit(whole, batch, loss, CONFIG, tmp_path / "whole").losses
@@ -138,7 +137,6 @@ def test_a_batch_that_cannot_be_shared_out_is_an_error(tmp_path):
         fit(linear(), batch, loss, replace(CONFIG, accumulate=3), tmp_path)
 
 
-@pytest.mark.slow
 def test_snapshots_see_the_average_and_leave_the_training_alone(tmp_path):
     plain, watched, seen = linear(), linear(), dict[int, torch.Tensor]()
     fit(plain, batch, loss, CONFIG, tmp_path / "plain")
@@ -149,7 +147,6 @@ def test_snapshots_see_the_average_and_leave_the_training_alone(tmp_path):
     assert torch.equal(watched.weight, plain.weight)
 
 
-@pytest.mark.slow
 def test_one_process_can_train_in_one_precision_and_then_in_another(tmp_path):
     computed = list[torch.dtype]()
 
@@ -162,7 +159,6 @@ def test_one_process_can_train_in_one_precision_and_then_in_another(tmp_path):
     assert computed == [torch.bfloat16] * 12 + [torch.float32] * 12
 
 
-@pytest.mark.slow
 def test_what_the_launcher_says_is_obeyed(tmp_path, monkeypatch):
     """Its precision where none is given; its accumulation is not taken off the loss a second time."""
     computed = list[torch.dtype]()
@@ -194,7 +190,6 @@ def test_half_precision_on_the_cpu_is_an_error(tmp_path):
         fit(linear(), batch, loss, replace(CONFIG, precision="fp16"), tmp_path, device="cpu")
 
 
-@pytest.mark.slow
 def test_a_run_in_half_precision_resumes_bit_for_bit_and_leaves_a_module_that_computes_in_float32(tmp_path):
     config, whole, parts = replace(CONFIG, precision="bf16"), linear(), linear()
     fit(whole, batch, loss, config, tmp_path / "whole")
@@ -240,7 +235,6 @@ def test_nothing_of_a_run_is_alive_after_it(tmp_path, monkeypatch, cancelled):
     assert [ref() for ref in alive] == [None] * 5
 
 
-@pytest.mark.slow
 def test_a_checkpoint_is_written_after_so_many_minutes(tmp_path):
     stored = []
 
@@ -293,7 +287,6 @@ def test_asked_to_stop_a_run_ends_with_a_checkpoint_of_that_step(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
-@pytest.mark.slow
 def test_no_view_of_the_checkpoint_is_left_after_resuming(tmp_path):
     """Where a mapped file cannot be replaced, the next checkpoint could not be written."""
     fit(linear(), batch, loss, replace(CONFIG, iterations=6), tmp_path)
@@ -307,7 +300,6 @@ def test_no_view_of_the_checkpoint_is_left_after_resuming(tmp_path):
     assert mapped == [False] * 6
 
 
-@pytest.mark.slow
 def test_a_checkpoint_that_knows_fewer_settings_goes_on(tmp_path):
     """An older version of this pack wrote it: what it did not know was as it is by default."""
     fit(linear(), batch, loss, replace(CONFIG, iterations=6), tmp_path)

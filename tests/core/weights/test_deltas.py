@@ -26,6 +26,9 @@ from instaflow_core.weights.layouts import unet_rows
 from instaflow_core.weights.modules import build_unet
 from instaflow_core.weights.saving import cast, save, save_folder
 
+# Each writes and reads whole models.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -387,7 +390,6 @@ print(code, memory() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
-@pytest.mark.slow
 def test_memory_stays_far_below_the_files(tmp_path: Path) -> None:
     """Three files of 300 MB: what a process needs beyond its imports is about two chunks of CHUNK_BYTES."""
     names = [(row.ldm, row.ldm_shape) for row in unet_rows(WIDE)]
