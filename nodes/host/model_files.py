@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 import folder_paths
 
@@ -32,13 +33,13 @@ def checkpoint_source(name: str) -> str:
         ValueError: there is no such choice, or nothing that can be reached behind it.
     """
     folders = "the built-in models, models/checkpoints and models/diffusers"
-    return _source(name, "checkpoints", _diffusers_folders(), folders)
+    return _source(name, "checkpoints", _diffusers_folders, folders)
 
 
 def unet_source(name: str) -> str:
     """What a choice of InstaFlowLoadUNet stands for. Raises as `checkpoint_source`."""
     folders = "the built-in models, models/diffusion_models and models/diffusers"
-    return _source(name, "diffusion_models", _unet_folders(), folders)
+    return _source(name, "diffusion_models", _unet_folders, folders)
 
 
 def modified(source: str) -> list[tuple[str, int, int]]:
@@ -53,12 +54,16 @@ def modified(source: str) -> list[tuple[str, int, int]]:
     return [(file, stat.st_mtime_ns, stat.st_size) for file, stat in found]
 
 
-def _source(name: str, files: str, folders: dict[str, str], looked_in: str) -> str:
+def _source(name: str, files: str, folders: Callable[[], dict[str, str]], looked_in: str) -> str:
     """Hosts up to 0.3.75 do not check a choice, and prompts come over the network: only what is listed is opened."""
     if name in _built_in():
         return name
     listed = name in folder_paths.get_filename_list(files)
-    path = folder_paths.get_full_path(files, name) if listed else folders.get(name, folders.get(_by_repository(name)))
+    if listed:
+        path = folder_paths.get_full_path(files, name)
+    else:  # looked through only now: the host asks before each prompt whether a checkpoint has changed
+        there = folders()
+        path = there.get(name, there.get(_by_repository(name)))
     if path is not None:
         return path
     if listed:
