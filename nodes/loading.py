@@ -5,9 +5,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from .host import checkpoints, model_files, model_sampling, saving
-from .host.schema import schema
+from .host.schema import advanced, schema
 
 _PREFIX = "checkpoints/InstaFlow"
+_AS_SAID = "auto"
 
 
 def _weight_dtype_input() -> Any:
@@ -25,6 +26,27 @@ def _weight_dtype(name: str) -> str:
     if name not in checkpoints.WEIGHT_DTYPES:
         raise ValueError(f"Unknown weight_dtype {name!r}; expected one of {', '.join(checkpoints.WEIGHT_DTYPES)}.")
     return name
+
+
+def _prediction_input() -> Any:
+    return advanced(
+        io.Combo.Input(
+            "prediction",
+            options=[_AS_SAID, *checkpoints.predictions()],
+            default=_AS_SAID,
+            optional=True,
+            tooltip="What the UNet predicts. auto: what the file says of itself, else velocity, and the log says so. "
+            "epsilon or v: an ordinary Stable Diffusion. noise-minus-data: a flow of other trainers, whose sign is the "
+            "other one.",
+        )
+    )
+
+
+def _prediction(name: str) -> str | None:
+    if name != _AS_SAID and name not in checkpoints.predictions():
+        known = ", ".join((_AS_SAID, *checkpoints.predictions()))
+        raise ValueError(f"Unknown prediction {name!r}; expected one of {known}.")
+    return None if name == _AS_SAID else name
 
 
 class InstaFlowLoadCheckpoint(io.ComfyNode):
@@ -47,6 +69,7 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
                     "models/diffusers (one that holds unet/ or model_index.json).",
                 ),
                 _weight_dtype_input(),
+                _prediction_input(),
             ],
             outputs=[
                 io.Model.Output(
@@ -58,9 +81,9 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, checkpoint: str, weight_dtype: str, prediction: str = _AS_SAID) -> io.NodeOutput:
         source = model_files.checkpoint_source(checkpoint)
-        return io.NodeOutput(*checkpoints.load_all(source, _weight_dtype(weight_dtype)))
+        return io.NodeOutput(*checkpoints.load_all(source, _weight_dtype(weight_dtype), _prediction(prediction)))
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str = "", **_: Any) -> Any:
@@ -91,6 +114,7 @@ class InstaFlowLoadUNet(io.ComfyNode):
                     "models/diffusers.",
                 ),
                 _weight_dtype_input(),
+                _prediction_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The flow, for InstaFlow Sampler, KSampler and the rest.")
@@ -98,9 +122,9 @@ class InstaFlowLoadUNet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, unet_name: str, weight_dtype: str, prediction: str = _AS_SAID) -> io.NodeOutput:
         source = model_files.unet_source(unet_name)
-        return io.NodeOutput(checkpoints.load_model(source, _weight_dtype(weight_dtype)))
+        return io.NodeOutput(checkpoints.load_model(source, _weight_dtype(weight_dtype), _prediction(prediction)))
 
     @classmethod
     def fingerprint_inputs(cls, unet_name: str = "", **_: Any) -> Any:

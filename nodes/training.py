@@ -10,11 +10,10 @@ from comfy_api.latest import io
 
 from .host import checkpoints, training
 from .host.progress import Progress
-from .host.schema import schema, seed_input
+from .host.schema import advanced, schema, seed_input
 
 if TYPE_CHECKING:
-    from ..instaflow_core.training.runs import StageConfig
-    from ..instaflow_core.triplets.storage import Storage
+    from ..instaflow_core.training.config import StageConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,17 @@ class TrainingInputs:
     seed: int
     name: str
     vae: Any = None
+    schedule: str = "constant"
+    warmup: int = -1
+    rank: int = 64
+    precision: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReflowInputs(TrainingInputs):
+    """Those of reflow."""
+
+    times: str = "uniform"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +60,7 @@ class DistillationInputs(TrainingInputs):
     """Those of distillation."""
 
     loss: str
+    on_policy: float = 0.0
 
 
 _PROMPTS = "\n".join(
@@ -95,11 +106,12 @@ class InstaFlowTriplets(io.ComfyNode):
                 io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Steps of the teacher. The paper: 25."),
                 io.Float.Input(
                     "guidance",
-                    default=5.0,
-                    min=1.0,
+                    default=0.0,
+                    min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance of the teacher. The paper: 5.0 for Stable Diffusion, 1.5 for a 2-rectified flow.",
+                    tooltip="Guidance of the teacher; 0: its own, which its file names, else the paper's: 5.0 for "
+                    "Stable Diffusion, 1.5 for a 2-rectified flow.",
                 ),
                 io.Int.Input(
                     "width",
@@ -125,6 +137,18 @@ class InstaFlowTriplets(io.ComfyNode):
                     tooltip="Folder of the set, under output/instaflow/triplets. Another teacher, prompt or number "
                     "needs another name.",
                 ),
+                advanced(
+                    io.Float.Input(
+                        "empty_share",
+                        optional=True,
+                        default=0.0,
+                        min=0.0,
+                        max=0.99,
+                        step=0.01,
+                        tooltip="Share of the triplets with no prompt, for a flow that is to be guided; 0.1 is a good "
+                        "number. The paper: 0.",
+                    )
+                ),
             ],
             outputs=[Triplets.Output(display_name="triplets", tooltip="For InstaFlow Reflow or InstaFlow Distill.")],
         )
@@ -143,14 +167,24 @@ class InstaFlowTriplets(io.ComfyNode):
         batch_size: int,
         seed: int,
         name: str,
+        empty_share: float = 0.0,
     ) -> io.NodeOutput:
         from ..instaflow_core.triplets.storage import Storage
-        from ..instaflow_core.triplets.writing import SetConfig, SetWriter, describe_set, make_set
+        from ..instaflow_core.triplets.writing import SetConfig, SetWriter, describe_set, make_set, native_guidance
 
         folder = training.set_folder(name)
         progress = Progress(count)
         teacher = training.as_checkpoint(model, clip, None)
-        config = SetConfig(count, seed, steps, guidance, width or None, height or None, batch_size)
+        config = SetConfig(
+            count,
+            seed,
+            steps,
+            guidance or native_guidance(teacher),
+            width or None,
+            height or None,
+            batch_size,
+            empty_share=empty_share,
+        )
         with training.training_device() as device:
             texts = training.prompts(prompts, count)
             writer = SetWriter(Storage(folder), describe_set(teacher, config, texts))
@@ -191,8 +225,9 @@ class InstaFlowLoadTriplets(io.ComfyNode):
         return io.NodeOutput(TripletSet(training.whole_set(name), clip))
 
 
-def _training_inputs(model_tooltip: str, name: str) -> list[Any]:
-    """The inputs that both trainings have. The defaults are the paper's where one GPU can follow it."""
+def _training_inputs(model_tooltip: str, name: str, *of_the_stage: Any) -> list[Any]:
+    """The inputs that both trainings have, and the stage's own advanced ones. The defaults are the paper's where one
+    GPU can follow it."""
     return [
         io.Model.Input("model", tooltip=model_tooltip),
         Triplets.Input("triplets", tooltip="The set to learn from, of InstaFlow Triplets or Load Triplets."),
@@ -205,8 +240,7 @@ def _training_inputs(model_tooltip: str, name: str) -> list[Any]:
             max=1.0,
             step=1e-7,
             round=False,
-            tooltip="Of AdamW, reached after a tenth of the iterations (1000 at most). The paper: 1e-6; small models "
-            "and LoRAs take 1e-4 and more.",
+            tooltip="Of AdamW, reached after the warm-up. The paper: 1e-6; small models and LoRAs take 1e-4 and more.",
         ),
         io.Float.Input(
             "ema",
@@ -238,22 +272,61 @@ def _training_inputs(model_tooltip: str, name: str) -> list[Any]:
             optional=True,
             tooltip="To show samples during the training, and to go into the checkpoint, which then stands alone.",
         ),
+        *map(advanced, (*of_the_stage, *_schedule_inputs())),
+    ]
+
+
+def _schedule_inputs() -> list[Any]:
+    """How the rate goes, and what is computed in which size."""
+    return [
+        io.Combo.Input(
+            "schedule",
+            options=["constant", "cosine"],
+            default="constant",
+            optional=True,
+            tooltip="Hold the learning rate after the warm-up, or let it fall to 0 along a cosine.",
+        ),
+        io.Int.Input(
+            "warmup",
+            default=-1,
+            min=-1,
+            max=1_000_000,
+            optional=True,
+            tooltip="Iterations up to the learning rate; -1: a tenth of all, 1000 at most.",
+        ),
+        io.Int.Input("rank", default=64, min=1, max=1024, optional=True, tooltip="Of the LoRA, where that is trained."),
+        io.Combo.Input(
+            "precision",
+            options=["auto", *training.PRECISIONS],
+            default="auto",
+            optional=True,
+            tooltip="What is computed in; the weights stay float32. auto: bf16 where ComfyUI would compute in it.",
+        ),
     ]
 
 
 _TRAINING_OUTPUTS = [
     io.Model.Output(display_name="model", tooltip="The trained model, loaded from its file."),
-    io.Image.Output(display_name="loss curve", tooltip="The loss over the iterations."),
+    io.Image.Output(
+        display_name="loss curve", tooltip="The loss over the iterations; after reflow also over the time t."
+    ),
 ]
 
 
 class InstaFlowReflow(io.ComfyNode):
     """Step 2: the teacher's trajectories, straightened."""
 
-    Inputs = TrainingInputs
+    Inputs = ReflowInputs
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        times = io.Combo.Input(
+            "times",
+            options=["uniform", "u-shaped"],
+            default="uniform",
+            optional=True,
+            tooltip="Draw t evenly, as in the paper, or both ends more often, where the flow still errs most.",
+        )
         return schema(
             node_id="InstaFlowReflow",
             display_name="InstaFlow Reflow",
@@ -261,13 +334,14 @@ class InstaFlowReflow(io.ComfyNode):
             description="Trains a 2-rectified flow on a teacher's triplets, starting from the teacher. Cancel keeps a "
             "checkpoint; queue again to go on. The result is always saved.",
             search_aliases=["instaflow", "train", "rectified flow", "finetune", "2-rectified flow"],
-            inputs=_training_inputs("The teacher the triplets are from.", "my-2-rectified-flow"),
+            inputs=_training_inputs("The teacher the triplets are from.", "my-2-rectified-flow", times),
             outputs=_TRAINING_OUTPUTS,
         )
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _trained("reflow", cls.Inputs(**inputs))
+        taken = cls.Inputs(**inputs)
+        return _trained("reflow", taken, times=taken.times)
 
 
 class InstaFlowDistill(io.ComfyNode):
@@ -284,7 +358,17 @@ class InstaFlowDistill(io.ComfyNode):
             tooltip="Distance from the flow's end point. The paper: l2, then lpips on decoded pictures (needs `vae` "
             "and the lpips package). huber forgives what the model cannot fit yet.",
         )
-        inputs = _training_inputs("The 2-rectified flow that made the triplets.", "my-instaflow")
+        on_policy = io.Float.Input(
+            "on_policy",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip="Share of a batch that learns the flow's answer to the student's own draft in place of the flow's "
+            "end, for half as much again to compute. The paper: 0; the built-in model: 1.",
+        )
+        inputs = _training_inputs("The 2-rectified flow that made the triplets.", "my-instaflow", on_policy)
         return schema(
             node_id="InstaFlowDistill",
             display_name="InstaFlow Distill",
@@ -299,38 +383,56 @@ class InstaFlowDistill(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         taken = cls.Inputs(**inputs)
-        return _trained("distill", taken, taken.loss)
+        return _trained("distill", taken, loss=taken.loss, on_policy=taken.on_policy)
 
 
-def _trained(stage: str, inputs: TrainingInputs, loss: str = "l2") -> io.NodeOutput:
+def _trained(stage: str, inputs: TrainingInputs, **only_here: Any) -> io.NodeOutput:
     """Train as the inputs say, and load the result from its file."""
     from ..instaflow_core.pictures.images import image_tensor
-    from ..instaflow_core.training.runs import train
+    from ..instaflow_core.training.runs import equal_parts, train
     from ..instaflow_core.triplets.storage import Storage
 
     out, storage = training.result_path(inputs.name), Storage(inputs.triplets.folder)
     progress = Progress(inputs.iterations)
     init = training.as_checkpoint(inputs.model, inputs.triplets.clip, inputs.vae)
     with training.training_device() as device:
-        config = _config(stage, inputs, loss, storage, device)
-        trained = train(init, storage, config, out, inputs.resume, device, progress.at, progress.show)
-    return io.NodeOutput(checkpoints.load_model(str(out), "default"), image_tensor([trained.curve]))
+        parts = equal_parts(inputs.batch_size, storage, only_here.get("loss", ""))
+        made = train(
+            init,
+            storage,
+            _config(stage, inputs, parts, device, only_here),
+            out,
+            inputs.resume,
+            device,
+            progress.at,
+            progress.show,
+            work=training.run_folder(inputs.name),
+            lora=training.lora_path(inputs.name),
+        )
+    return io.NodeOutput(checkpoints.load_model(str(out), "default"), image_tensor(made.charts))
 
 
-def _config(stage: str, inputs: TrainingInputs, loss: str, storage: Storage, device: str) -> StageConfig:
-    """The training that the inputs ask for, as the core takes it."""
-    from ..instaflow_core.training.loop import LoopConfig
-    from ..instaflow_core.training.runs import StageConfig, equal_parts
+def _config(stage: str, inputs: TrainingInputs, parts: int, device: str, only_here: dict[str, Any]) -> StageConfig:
+    """The training that the inputs ask for, as the core takes it, with each batch in so many parts."""
+    from ..instaflow_core.training.config import SCHEDULES, LoopConfig, StageConfig
 
     loop = LoopConfig(
         iterations=inputs.iterations,
         learning_rate=inputs.learning_rate,
-        warmup=min(1000, inputs.iterations // 10),
+        warmup=min(1000, inputs.iterations // 10) if inputs.warmup < 0 else inputs.warmup,
+        schedule=SCHEDULES[inputs.schedule],
         ema=inputs.ema,
-        precision=training.precision(),
-        accumulate=equal_parts(inputs.batch_size, storage),
+        precision=training.precision() if inputs.precision == "auto" else training.PRECISIONS[inputs.precision],
+        accumulate=parts,
         snapshot_every=max(1, inputs.iterations // 20),
     )
     return StageConfig(
-        stage, loop, inputs.batch_size, inputs.seed, inputs.method, loss=loss, checkpointing=device != "cpu"
+        stage,
+        loop,
+        inputs.batch_size,
+        inputs.seed,
+        inputs.method,
+        inputs.rank,
+        checkpointing=device != "cpu",
+        **only_here,
     )

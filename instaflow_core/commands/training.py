@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from ..training.accelerator import LOGGERS
 from ..training.batches import TIMES
-from ..training.loop import LoopConfig
+from ..training.config import SCHEDULES, LoopConfig, StageConfig
 from ..training.optimizer import OPTIMIZERS
-from ..training.runs import LOSSES, METHODS, StageConfig, train
+from ..training.runs import LOSSES, METHODS, train
+from ..training.watching import SampleSheets
 from ..triplets.prompts import read_prompts
 from ..triplets.storage import Storage
-from ..triplets.writing import SetConfig, SetWriter, describe_set, make_set
+from ..triplets.writing import SetConfig, SetWriter, describe_set, make_set, native_guidance
 from ..weights.checkpoint import load
 from .common import (
     CHECKPOINT_HELP,
@@ -76,7 +77,9 @@ def add_triplets(commands: Commands) -> None:
         "(default 0, as in the paper)",
     )
     parser.add_argument("--steps", type=int, default=25, help="of the teacher (default 25)")
-    parser.add_argument("--guidance", type=float, help="(default 5.0; 1.5 for a 2-rectified flow)")
+    parser.add_argument(
+        "--guidance", type=float, help="(default: what the teacher says, else 5.0; 1.5 for a 2-rectified flow)"
+    )
     parser.add_argument("--width", type=int, help="in pixels (default: the teacher's native size)")
     parser.add_argument("--height", type=int, help="in pixels (default: the teacher's native size)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures at once (default 8)")
@@ -91,9 +94,7 @@ def _triplets(options: argparse.Namespace) -> None:
 
     teacher, prompts = load(options.teacher, options.prediction), read_prompts(options.prompts, options.count)
     warn_if_assumed(teacher, options.teacher)
-    guidance = options.guidance
-    if guidance is None:
-        guidance = teacher.guidance if teacher.is_flow else 5.0
+    guidance = native_guidance(teacher) if options.guidance is None else options.guidance
     fields = ("count", "seed", "steps", "width", "height", "batch_size", "empty_share")
     values = {name: getattr(options, name) for name in fields}
     config = SetConfig(guidance=guidance, dtype=DTYPES[options.dtype], **values)
@@ -168,7 +169,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--schedule",
-        choices=("constant", "cosine"),
+        choices=SCHEDULES,
         default="constant",
         help="hold the rate, or let it fall to 0 (default constant)",
     )
@@ -182,10 +183,18 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=METHODS, default="full", help="all weights, or a LoRA (default full)")
     parser.add_argument("--rank", type=int, default=64, help="of the LoRA (default 64)")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes")
+    parser.add_argument(
+        "--compile", action="store_true", help="by torch.compile: slow to start, then faster; needs a C++ compiler"
+    )
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     parser.add_argument("--checkpoint-every", type=int, default=500, help="iterations; 0 for none (default 500)")
     parser.add_argument("--checkpoint-minutes", type=float, default=10.0, help="and after so long (default 10)")
     parser.add_argument("--sample-every", type=int, default=500, help="iterations; 0 for no samples (default 500)")
+    parser.add_argument(
+        "--validation-prompts",
+        metavar="FILE|DATASET",
+        help="what samples are drawn from, the first eight, read as `triplets` reads --prompts (default: of the set)",
+    )
     parser.add_argument("--log", choices=LOGGERS, default="none", help="beside the loss file (default none)")
     parser.add_argument("--save-dtype", choices=DTYPES, default="fp32", help="of the saved weights (default fp32)")
     parser.add_argument("--seed", type=seed, default=0, help="of the order and of the times (default 0)")
@@ -207,17 +216,19 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
         iterations=options.iterations,
         learning_rate=options.lr,
         warmup=min(1000, options.iterations // 10) if options.warmup is None else options.warmup,
-        schedule="cosine" if options.schedule == "cosine" else LoopConfig.schedule,
+        schedule=SCHEDULES[options.schedule],
         weight_decay=options.weight_decay,
         ema=options.ema,
         precision=_PRECISIONS[options.precision] if options.precision else None,
         accumulate=options.accumulate,
         optimizer=options.optimizer,
+        compile=options.compile,
         checkpoint_every=options.checkpoint_every,
         checkpoint_minutes=options.checkpoint_minutes,
         snapshot_every=options.sample_every,
         log=options.log,
     )
+    prompts = read_prompts(options.validation_prompts, SampleSheets.COUNT) if options.validation_prompts else []
     config = StageConfig(
         stage,
         loop,
@@ -227,6 +238,7 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
         rank=options.rank,
         checkpointing=options.gradient_checkpointing,
         dtype=DTYPES[options.save_dtype],
+        validation_prompts=tuple(prompts),
         **only_here,
     )
     checkpoint, storage = load(options.init, options.prediction), Storage(options.triplets)

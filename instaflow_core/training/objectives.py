@@ -18,15 +18,20 @@ _HALF_WAY = (0.35, 0.65)
 _REST = 2  # Euler steps from there
 
 
+def time_of(batch: TimedPair) -> Tensor:
+    """The times t (B,) of a batch."""
+    return batch[3]
+
+
 def reflow_step(unet: Any, batch: TimedPair) -> Tensor:
-    """The reflow loss of one batch (eq. 2)."""
+    """The reflow loss of each line of a batch (eq. 2), (B,)."""
     x_0, x_1, states, t = batch
     return reflow_loss(_velocity(unet, interpolate(x_0, x_1, t), t, states), x_0, x_1)
 
 
 def reflow_loss(predicted: Tensor, x_0: Tensor, x_1: Tensor) -> Tensor:
-    """|| (x_1 - x_0) - v(x_t, t | text) ||^2 as a mean over all elements (eq. 2)."""
-    return (velocity(x_0, x_1) - predicted).square().mean()
+    """|| (x_1 - x_0) - v(x_t, t | text) ||^2 of each line (eq. 2) as a mean over its elements, (B,)."""
+    return (velocity(x_0, x_1) - predicted).square().flatten(1).mean(1)
 
 
 def distill_step(distance: Distance) -> Callable[[Any, Pair], Tensor]:

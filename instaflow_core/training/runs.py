@@ -7,84 +7,51 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from ..atomic import remove_leftovers_of, replacing
+from ..atomic import replacing
 from ..triplets.format import SetInfo, read_info
 from ..triplets.reading import SetReader
 from ..triplets.storage import Storage
-from ..weights.checkpoint import Checkpoint, load
-from ..weights.files import WEIGHT_ENDINGS, FormatError, fingerprint, write_weights
-from ..weights.loras import under_kohya_names
-from ..weights.metadata import ASSUMED_KEY
+from ..weights.checkpoint import Checkpoint
+from ..weights.files import WEIGHT_ENDINGS, fingerprint
 from ..weights.modules import build_text_encoder, build_unet, build_vae
-from ..weights.saving import save, save_folder
 from .accelerator import own_state
 from .batches import TIMES, SetBatches
-from .loop import LoopConfig, Loss, fit
-from .objectives import DISTILLATION_LOSSES, Distance, decoded_lpips, distill_step, on_policy_step, reflow_step
+from .config import Loss, StageConfig
+from .loop import fit
+from .lora import add_lora, save_lora
+from .objectives import (
+    DISTILLATION_LOSSES,
+    Distance,
+    decoded_lpips,
+    distill_step,
+    on_policy_step,
+    reflow_step,
+    time_of,
+)
+from .results import RECORDED, check_result, record_of, result_of, save_result
 from .state import STATE_FILE
+from .time_bins import draw_by_time
 from .watching import SampleSheets, draw_losses
 
 STAGES = ("reflow", "distill")
 METHODS = ("full", "lora")
 LOSSES = (*DISTILLATION_LOSSES, "lpips")
-_RESULT = {"reflow": ("2-rectified-flow", "1.5"), "distill": ("one-step", "1.0")}
-_NOT_INHERITED = (
-    ASSUMED_KEY,
-    "instaflow.folder",
-    "instaflow.renamed",
-    "modelspec.title",
-    "modelspec.prediction_type",
-    "modelspec.resolution",
-)
-_RECORDED = ("batch_size", "seed", "method", "times", "loss", "on_policy")
-_LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """How a stage trains a UNet on a set.
-
-    Attributes:
-        stage: one of STAGES.
-        loop: how its loop trains.
-        batch_size: triplets to a step, over all processes and accumulated parts.
-        method: "full", or "lora" for a low-rank adapter of `rank` on the attention layers, merged in the end.
-        times: one of batches.TIMES, for reflow.
-        loss: one of LOSSES, for distillation.
-        on_policy: for distillation, the share of a batch whose targets are the flow's answers to the student's drafts
-            (`objectives.on_policy_step`), 0 to 1; the flow is what the training starts from.
-        checkpointing: compute activations again in the backward pass, to save memory.
-        dtype: what the UNet's weights are saved in; None for float32.
-    """
-
-    stage: str
-    loop: LoopConfig
-    batch_size: int = 64
-    seed: int = 0
-    method: str = "full"
-    rank: int = 64
-    times: str = TIMES[0]
-    loss: str = "l2"
-    on_policy: float = 0.0
-    checkpointing: bool = False
-    dtype: torch.dtype | None = None
 
 
 @dataclass
 class StageResult:
-    """What a stage made: the file or folder, its loss after each iteration, that as a picture, and whether this process
-    is the one that wrote them."""
+    """What a stage made: the file or folder, its loss after each iteration, charts of it (over the iterations and, for
+    reflow, over t), and whether this process is the one that wrote them."""
 
     path: Path
     losses: list[float]
-    curve: Image.Image
+    charts: list[Image.Image]
     is_main: bool
 
 
@@ -98,36 +65,43 @@ def train(
     progress: Callable[[int, float], None] | None = None,
     preview: Callable[[Image.Image], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    work: Path | None = None,
+    lora: Path | None = None,
 ) -> StageResult:
     """Train, and save the result at `out`: one file where it ends in .safetensors, a diffusers folder otherwise.
 
-    Beside it, `<out>.training` holds the checkpoint to resume from, loss.csv, loss.png and, where the model has a VAE,
-    sheets of samples.
+    The folder `work` holds the checkpoint to resume from, loss.csv, loss.png, for reflow the same by time, and, where
+    the model has a VAE, sheets of samples.
 
     Args:
         init: the teacher for reflow; the 2-rectified flow for distillation.
         storage: where the set of triplets is.
-        resume: go on with the run in `<out>.training`, if there is one.
+        resume: go on with the run in `work`, if there is one.
         device: "cpu" to stay off an accelerator; otherwise accelerate's choice.
         progress: called after each step with (steps done, its loss); may raise to cancel, which leaves a checkpoint.
         preview: called with each sheet of samples.
         stop: asked after each step whether to stop, on every process; leaves a checkpoint.
+        work: `<out>.training` where it is not given.
+        lora: where the LoRA of that method goes, beside the result it is merged into; `lora.safetensors` in `work`
+            where it is not given.
 
     Raises:
         KeyboardInterrupt: the run was stopped.
         ValueError: the configuration does not fit, there is no whole set, there is a run or a result and no `resume`,
             or a result that is not this run's.
     """
-    _check(config, out, resume, device)
-    reader, work = SetReader(storage, config.seed), work_folder(out)
-    record = _record(init, reader.info, config)
-    if out.exists() and not (work / STATE_FILE).exists():
-        _check_result(out, record)
+    work = work or out.with_name(out.name.removesuffix(".safetensors") + ".training")
+    lora = lora or work / "lora.safetensors"
+    _check(config, out, work, resume, device)
+    reader = SetReader(storage, config.seed)
+    record = record_of(init, reader.info, config)
+    if not (work / STATE_FILE).exists():
+        check_result(out, lora if config.method == "lora" else out, record, work)
     unet = build_unet(init).requires_grad_(True)
     if config.checkpointing:
         unet.enable_gradient_checkpointing()
     if config.method == "lora":
-        _add_lora(unet, config)
+        add_lora(unet, config.rank, config.seed)
     with own_state():
         encoder = build_text_encoder(init).to(_device(device))
         batches = SetBatches(reader, encoder, config.batch_size, config.seed + 1, config.times)
@@ -136,36 +110,53 @@ def train(
         snapshot = None
         if init.vae and config.loop.snapshot_every:
             steps = 1 if config.stage == "distill" else 4
-            snapshot = SampleSheets(init, encoder, reader, unet, steps, config.seed, work / "samples", preview)
-        origin = _origin(init, reader.info, config)
+            prompts = config.validation_prompts or _first_prompts(reader)
+            snapshot = SampleSheets(
+                init, encoder, prompts, reader.info.latent_shape, unet, steps, config.seed, work / "samples", preview
+            )
         result = fit(
-            unet, batch, _loss(init, config), config.loop, work, resume, progress, snapshot, origin, device, stop
-        )  # fmt: skip
-    curve = draw_losses(result.losses, config.stage)
+            unet,
+            batch,
+            _loss(init, config),
+            config.loop,
+            work,
+            resume,
+            progress,
+            snapshot,
+            _origin(init, reader.info, config),
+            device,
+            stop,
+            time_of if config.stage == "reflow" else None,
+        )
+    charts = {"loss": draw_losses(result.losses, config.stage)}
+    if result.by_time:
+        charts["loss_by_time"] = draw_by_time(result.by_time, config.stage)
     if result.is_main:
-        with replacing(work / "loss.png") as temporary:
-            curve.save(temporary, format="PNG")
+        for name, chart in charts.items():
+            with replacing(work / f"{name}.png") as temporary:
+                chart.save(temporary, format="PNG")
         if config.method == "lora":
-            _save_lora(unet, config.rank, work / "lora.safetensors")
+            save_lora(unet, config.rank, lora)
         record |= asdict(config.loop) | {"precision": result.precision}
-        _save(_trained(init, unet, record, reader.info), out, config.dtype)
-    return StageResult(out, result.losses, curve, result.is_main)
+        save_result(result_of(init, unet, record, reader.info), out, config.dtype)
+    return StageResult(out, result.losses, list(charts.values()), result.is_main)
 
 
-def equal_parts(batch_size: int, storage: Storage) -> int:
+def equal_parts(batch_size: int, storage: Storage, loss: str) -> int:
     """How many equal parts to go through a batch in, so that none has more than four latents of 512 pixels: what a GPU
-    of 24 GB can hold beside a full training."""
+    of 24 GB can hold beside a full training. Under lpips it holds one, whose decoding is kept for the gradient."""
     _, height, width = read_info(storage).latent_shape
-    most = max(1, 4 * 64 * 64 // (height * width))
+    most = max(1, (1 if loss == "lpips" else 4) * 64 * 64 // (height * width))
     return next(parts for parts in range(1, batch_size + 1) if batch_size % parts == 0 and batch_size // parts <= most)
 
 
-def work_folder(out: Path) -> Path:
-    """Where a training keeps what it needs to go on."""
-    return out.with_name(out.name.removesuffix(".safetensors") + ".training")
+def _first_prompts(reader: SetReader) -> list[str]:
+    """Prompts of the set, each once, but the empty one."""
+    first = reader.read(range(min(256, len(reader)))).texts
+    return list(dict.fromkeys(text for text in first if text)) or [""]
 
 
-def _check(config: StageConfig, out: Path, resume: bool, device: str | None) -> None:
+def _check(config: StageConfig, out: Path, work: Path, resume: bool, device: str | None) -> None:
     for name, value, known in (
         ("stage", config.stage, STAGES),
         ("method", config.method, METHODS),
@@ -186,23 +177,8 @@ def _check(config: StageConfig, out: Path, resume: bool, device: str | None) -> 
             f"The device is {device}, and a training takes the first one it sees, or those of `accelerate launch`. "
             f"Give {device.split(':')[0]}, and hide the others: CUDA_VISIBLE_DEVICES={device.split(':')[1]}."
         )
-    if not resume and (out.exists() or (work_folder(out) / STATE_FILE).exists()):
-        raise ValueError(
-            f"{out} is there already, or a run for it. Give another name, resume, or remove {work_folder(out)}."
-        )
-
-
-def _check_result(out: Path, record: dict[str, Any]) -> None:
-    """Make sure that a result without a run is this run's own: the training would replace it in the end."""
-    try:
-        there = json.loads(load(out).metadata.get("instaflow.training", "{}"))
-    except FormatError:
-        there = {}
-    if {name: there.get(name) for name in record} != json.loads(json.dumps(record)):
-        raise ValueError(
-            f"{out} is there already, and not a result of this run: there is no run to resume in {work_folder(out)}. "
-            "Give another name, or move that away."
-        )
+    if not resume and (out.exists() or (work / STATE_FILE).exists()):
+        raise ValueError(f"{out} is there already, or a run for it. Give another name, resume, or remove {work}.")
 
 
 def _device(device: str | None) -> Any:
@@ -215,7 +191,7 @@ def _device(device: str | None) -> Any:
 def _origin(init: Checkpoint, info: SetInfo, config: StageConfig) -> dict[str, Any]:
     """What the run starts from and learns from, and each number of the stage that is not at its default."""
     defaults = StageConfig(config.stage, config.loop)
-    names = [name for name in ("rank", *_RECORDED) if getattr(config, name) != getattr(defaults, name)]
+    names = [name for name in ("rank", *RECORDED) if getattr(config, name) != getattr(defaults, name)]
     made = hashlib.sha256(json.dumps(asdict(info), sort_keys=True).encode()).hexdigest()[:16]
     chosen = {name: getattr(config, name) for name in names}
     return {"stage": config.stage, "init": fingerprint(init.unet), "set": made, **chosen}
@@ -229,57 +205,3 @@ def _loss(init: Checkpoint, config: StageConfig) -> Loss:
     if config.on_policy:
         return on_policy_step(distance, build_unet(init), config.on_policy)
     return distill_step(distance)
-
-
-def _add_lora(unet: Any, config: StageConfig) -> None:
-    """Freeze the UNet and add an adapter whose start depends on the seed alone."""
-    from peft import LoraConfig
-
-    unet.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)  # no device's: those would not be put back
-        unet.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=_LORA_TARGETS))
-
-
-def _save_lora(unet: Any, rank: int, path: Path) -> None:
-    """Write the adapter as a LoRA file that ComfyUI's loader reads, and merge it into the UNet."""
-    from peft import get_peft_model_state_dict
-
-    tensors = {f"unet.{name}": tensor.cpu() for name, tensor in get_peft_model_state_dict(unet).items()}
-    write_weights(under_kohya_names(tensors, {"unet": rank}), path, {"format": "pt"})
-    unet.fuse_lora()
-    unet.unload_lora()
-
-
-def _record(init: Checkpoint, info: SetInfo, config: StageConfig) -> dict[str, Any]:
-    """What a checkpoint says of the stage that made it, but for its loop."""
-    return {
-        "stage": config.stage,
-        "from": json.loads(init.metadata.get("instaflow.training", "null")) or fingerprint(init.unet),
-        "triplets": asdict(info),
-        **{name: getattr(config, name) for name in _RECORDED},
-    }
-
-
-def _trained(init: Checkpoint, unet: Any, record: dict[str, Any], info: SetInfo) -> Checkpoint:
-    """The checkpoint with the trained UNet, which says what it is and how it was made."""
-    stage, guidance = _RESULT[record["stage"]]
-    metadata = {name: value for name, value in init.metadata.items() if name not in _NOT_INHERITED} | {
-        "instaflow.prediction": "velocity",
-        "instaflow.stage": stage,
-        "instaflow.guidance": guidance,
-        "instaflow.training": json.dumps(record),
-    }
-    height, width = (side * init.latent_downscale for side in info.latent_shape[1:])
-    if height == width:
-        metadata["instaflow.native_size"] = str(height)
-    weights = {name: tensor.detach().cpu() for name, tensor in unet.state_dict().items()}
-    return replace(init, unet=weights, metadata=metadata)
-
-
-def _save(checkpoint: Checkpoint, out: Path, dtype: torch.dtype | None) -> None:
-    remove_leftovers_of(out)
-    if out.suffix == ".safetensors":
-        save(checkpoint, out, dtype)
-    else:
-        save_folder(checkpoint, out, dtype)

@@ -15,7 +15,6 @@ from ..flow.sampling import sample_latents
 from ..pictures.charts import draw_curve
 from ..pictures.images import contact_sheet, to_images
 from ..text import encode_prompts
-from ..triplets.reading import SetReader
 from ..weights.checkpoint import Checkpoint
 from ..weights.modules import build_vae
 
@@ -31,7 +30,7 @@ def draw_losses(losses: Sequence[float], title: str) -> Image.Image:
 
 
 class SampleSheets:
-    """Sheets of what the model draws, always from the same prompts and noise: one after each call."""
+    """Sheets of what the model draws, always from the same prompts (the first COUNT) and noise: one after each call."""
 
     COUNT = 8
 
@@ -39,19 +38,18 @@ class SampleSheets:
         self,
         init: Checkpoint,
         text_encoder: Any,
-        reader: SetReader,
+        prompts: Sequence[str],
+        latent_shape: tuple[int, ...],
         unet: Any,
         steps: int,
         seed: int,
         folder: Path,
         preview: Callable[[Image.Image], None] | None,
     ) -> None:
-        first = reader.read(range(min(256, len(reader)))).texts
-        texts = list(dict.fromkeys(text for text in first if text))[: self.COUNT] or [""]
+        texts = list(prompts[: self.COUNT])
         self.states = encode_prompts(text_encoder, texts)
-        shape = reader.info.latent_shape
         # Indices that no triplet has: the model has not been trained on this noise.
-        self.noise = torch.stack([indexed_noise(seed, -1 - i, shape) for i in range(len(texts))])
+        self.noise = torch.stack([indexed_noise(seed, -1 - i, latent_shape) for i in range(len(texts))])
         self.vae, self.unet, self.folder, self.preview = build_vae(init), unet, folder, preview
         self.vae.enable_slicing()  # one picture at a time: a sheet must fit where the training does
         self.steps = steps

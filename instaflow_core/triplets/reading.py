@@ -1,31 +1,34 @@
-"""Reading a set in a shuffled order that is the same in every run, a block of shards in memory at a time.
+"""Reading a set in a shuffled order that is the same in every run, two blocks of shards in memory at a time.
 
 The set may be larger than memory or disk, on any filesystem.
 """
 
 from bisect import bisect_right
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate, groupby
 
 import torch
 
 from ..flow.noise import indexed_generator
-from .format import Triplets, joined, read_info, read_shard
+from .format import SetInfo, Triplets, joined, read_info, read_shard
 from .storage import Storage
 
 BLOCK = 16384
-"""Triplets held in memory: 0.5 GB of 512-pixel latents."""
+"""Triplets of a block: 0.5 GB of 512-pixel latents."""
+
+_Shards = tuple[int, ...]
 
 
 class SetReader:
     """A set as an endless sequence of triplets: every epoch goes once through all of them, in another order.
 
     Shards are shuffled over the epoch and triplets within a block, by the seed alone. A set of up to `block` triplets
-    is shuffled whole.
+    is shuffled whole. While a block is used, a thread reads the next one.
 
     Args:
         storage: where the set is.
         seed: of the order.
-        block: triplets to hold in memory, rounded up to whole shards.
+        block: triplets to shuffle among each other, rounded up to whole shards; memory holds twice as many.
 
     Raises:
         ValueError: there is no set, or it is not whole.
@@ -37,8 +40,10 @@ class SetReader:
         self._shards_per_block = max(1, -(-block // self.info.shard_size))
         self._blocks_per_epoch = -(-self.info.shards // self._shards_per_block)
         # Of the epoch read last: the shards of each block, in rising order, and the place of its first triplet.
-        self._epoch, self._blocks, self._starts = -1, list[tuple[int, ...]](), list[int]()
-        self._block: tuple[tuple[int, ...], Triplets] | None = None
+        self._epoch, self._blocks, self._starts = -1, list[_Shards](), list[int]()
+        self._block: tuple[_Shards, Triplets] | None = None
+        self._ahead: tuple[_Shards, Future[Triplets]] | None = None
+        self._thread = ThreadPoolExecutor(1, "instaflow-triplets")
 
     def __len__(self) -> int:
         return self.info.count
@@ -49,7 +54,8 @@ class SetReader:
         parts = []
         for (epoch, number), group in groupby(places, key=lambda place: place[:2]):
             self._turn_to(epoch)
-            block = self._read_block(self._blocks[number])
+            block = self._block_of(self._blocks[number])
+            self._read_ahead(number + 1)
             order = torch.randperm(len(block), generator=self._generator(epoch, 1 + number))
             parts.append(block.rows(order[[row for _, _, row in group]].tolist()))
         return joined(parts)
@@ -65,18 +71,42 @@ class SetReader:
         """Lay out an epoch, unless it is the one laid out already."""
         if epoch == self._epoch:
             return
-        order = torch.randperm(self.info.shards, generator=self._generator(epoch, 0)).tolist()
-        size = self._shards_per_block
-        self._blocks = [tuple(sorted(order[first : first + size])) for first in range(0, len(order), size)]
+        self._blocks = self._layout(epoch)
         sizes = (sum(len(self.info.indices(shard)) for shard in shards) for shards in self._blocks)
         self._starts = list(accumulate(sizes, initial=0))[:-1]
         self._epoch = epoch
 
+    def _layout(self, epoch: int) -> list[_Shards]:
+        """The shards of each block of an epoch."""
+        order = torch.randperm(self.info.shards, generator=self._generator(epoch, 0)).tolist()
+        size = self._shards_per_block
+        return [tuple(sorted(order[first : first + size])) for first in range(0, len(order), size)]
+
     def _generator(self, epoch: int, use: int) -> torch.Generator:
         return indexed_generator(self.seed, epoch * (self._blocks_per_epoch + 1) + use)
 
-    def _read_block(self, shards: tuple[int, ...]) -> Triplets:
+    def _block_of(self, shards: _Shards) -> Triplets:
+        """A block: the one that is used, or the one read ahead, or another."""
         if self._block is None or self._block[0] != shards:
-            self._block = None  # two blocks at once would be twice the memory
-            self._block = shards, joined([read_shard(self.storage, self.info, shard) for shard in shards])
+            self._block = None  # three blocks at once would be more memory than is said
+            if self._ahead and self._ahead[0] == shards:
+                read = self._ahead[1].result()
+            else:
+                read = _read(self.storage, self.info, shards)
+            self._block = shards, read
         return self._block[1]
+
+    def _read_ahead(self, number: int) -> None:
+        """Let the thread read the block of this number of the epoch, or the first one of the next epoch."""
+        if number == len(self._blocks):
+            number, blocks = 0, self._layout(self._epoch + 1)
+        else:
+            blocks = self._blocks
+        shards = blocks[number]
+        held = self._block[0] if self._block else None
+        if shards != held and (self._ahead is None or self._ahead[0] != shards):
+            self._ahead = shards, self._thread.submit(_read, self.storage, self.info, shards)
+
+
+def _read(storage: Storage, info: SetInfo, shards: _Shards) -> Triplets:
+    return joined([read_shard(storage, info, shard) for shard in shards])

@@ -147,6 +147,12 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
     return SetInfo(config.count, config.seed, teacher.latent_shape(width, height), source=source)
 
 
+def native_guidance(teacher: Checkpoint) -> float:
+    """The guidance a teacher is followed at: what its file says, else the paper's, 5.0 for a diffusion model (section
+    4.1) and 1.5 for a 2-rectified flow. A diffusion model said to want none says nothing: every one is guided."""
+    return teacher.guidance if teacher.is_flow or teacher.guidance > 1 else 5.0
+
+
 def make_set(
     writer: SetWriter,
     teacher: Checkpoint,

@@ -154,24 +154,36 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     return vae
 
 
-def _read(source: str) -> Checkpoint:
+def predictions() -> tuple[str, ...]:
+    """What a user may say that a UNet predicts, instead of what its file says."""
+    from ...instaflow_core.weights.metadata import SAYABLE
+
+    return SAYABLE
+
+
+def _read(source: str, prediction: str | None) -> Checkpoint:
     """A checkpoint; where nothing in it says what its UNet predicts, the host's log says what was assumed."""
     from ...instaflow_core.weights.checkpoint import load
 
-    checkpoint = load(source)
+    checkpoint = load(source, prediction)
     if checkpoint.prediction_is_assumed:
         _log.warning(
-            "InstaFlow: nothing in %s says what its UNet predicts; %s (data minus noise) is assumed. An ordinary "
-            "Stable Diffusion is loaded with ComfyUI's own loader.",
+            "InstaFlow: nothing in %s says what its UNet predicts; %s (data minus noise) is assumed. If it is another, "
+            "say so at the loader's `prediction`: an ordinary Stable Diffusion predicts epsilon.",
             os.path.basename(source),
             checkpoint.prediction,
         )
     return checkpoint
 
 
-def load_model(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
-    """Read a checkpoint and build its MODEL. The host calls it again where it needs a fresh copy of the weights."""
-    return _reloadable(build_model(_read(source), weight_dtype, disable_dynamic), load_model, source, weight_dtype)
+def load_model(source: str, weight_dtype: str, prediction: str | None = None, disable_dynamic: bool = False) -> Any:
+    """Read a checkpoint and build its MODEL. The host calls it again where it needs a fresh copy of the weights.
+
+    Args:
+        prediction: one of `predictions`, whatever the checkpoint says itself; None takes its word.
+    """
+    model = build_model(_read(source, prediction), weight_dtype, disable_dynamic)
+    return _reloadable(model, load_model, source, weight_dtype, prediction)
 
 
 def load_clip_patcher(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
@@ -188,20 +200,21 @@ def load_vae_patcher(source: str, weight_dtype: str, disable_dynamic: bool = Fal
     return build_vae(load(source), weight_dtype).patcher
 
 
-def load_all(source: str, weight_dtype: str) -> tuple[Any, Any, Any]:
+def load_all(source: str, weight_dtype: str, prediction: str | None = None) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of a checkpoint.
 
     Args:
         source: a built-in name, a file or a diffusers folder.
+        prediction: as in `load_model`.
 
     Raises:
         FormatError: the checkpoint cannot be used, or lacks its text encoder or VAE.
     """
-    checkpoint = _read(source)
+    checkpoint = _read(source, prediction)
     clip, vae = build_clip(checkpoint, weight_dtype), build_vae(checkpoint, weight_dtype)
     _reloadable(clip.patcher, load_clip_patcher, source, weight_dtype)
     _reloadable(vae.patcher, load_vae_patcher, source, weight_dtype)
-    model = _reloadable(build_model(checkpoint, weight_dtype), load_model, source, weight_dtype)
+    model = _reloadable(build_model(checkpoint, weight_dtype), load_model, source, weight_dtype, prediction)
     return model, clip, vae
 
 
@@ -249,7 +262,7 @@ def _patcher_class(disable_dynamic: bool) -> Any:
     return getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
 
-def _reloadable(patcher: Any, loader: Callable[..., Any], source: str, weight_dtype: str) -> Any:
+def _reloadable(patcher: Any, loader: Callable[..., Any], *arguments: Any) -> Any:
     """Tell the host how to load this patcher's weights once more; LoRA training, hooks and compiling need it."""
-    patcher.cached_patcher_init = (loader, (source, weight_dtype))
+    patcher.cached_patcher_init = (loader, arguments)
     return patcher

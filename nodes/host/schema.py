@@ -22,3 +22,9 @@ def seed_input(name: str, tooltip: str, default: int = 0, control: bool | None =
     return io.Int.Input(
         name, default=default, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control, tooltip=tooltip
     )
+
+
+def advanced(taken: io.Input) -> io.Input:
+    """The same input, folded away by a browser that can: for those who know that they want it."""
+    taken.extra_dict["advanced"] = True
+    return taken

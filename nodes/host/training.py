@@ -21,7 +21,10 @@ from .patches import check_only_weights
 if TYPE_CHECKING:
     from ...instaflow_core.weights.checkpoint import Checkpoint
 
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""What a training can compute in, and what accelerate calls it."""
 _SETS = "instaflow/triplets"
+_RUNS = "instaflow/training"
 _PROMPT_ENDINGS = (".txt", ".csv", ".json", ".jsonl", ".parquet")
 
 
@@ -162,6 +165,17 @@ def whole_set(name: str) -> Path:
 def result_path(name: str) -> Path:
     """Where the trained checkpoint of this name lies: output/checkpoints/NAME.safetensors, which the loaders list."""
     return _inside("checkpoints", name + ".safetensors")
+
+
+def lora_path(name: str) -> Path:
+    """Where the LoRA of a training of this name lies: output/loras/NAME.safetensors, which the LoRA loaders list."""
+    return _inside("loras", name + ".safetensors")
+
+
+def run_folder(name: str) -> Path:
+    """Where a training of this name keeps what it needs to go on and what it shows of itself:
+    output/instaflow/training/NAME, which no loader lists."""
+    return _inside(_RUNS, name)
 
 
 def _inside(folder: str, name: str) -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_models import save_unet, small_checkpoint
 from torch import Tensor
 
@@ -376,3 +377,37 @@ def test_what_was_assumed_of_a_model_is_in_the_log(host: Any, litter: Path, capl
     caplog.clear()
     load_all(host, "built-in: shapes")
     assert "predicts" not in caplog.text
+
+
+# --- what a UNet predicts ---
+
+
+@pytest.mark.parametrize("node", ["InstaFlowLoadCheckpoint", "InstaFlowLoadUNet"])
+@pytest.mark.parametrize("prediction", ["auto", "velocity", "noise-minus-data", "epsilon", "v"])
+def test_what_a_unet_predicts_can_be_said(host: Any, node: str, prediction: str) -> None:
+    """Of a file that says nothing: the sign of its last layer, and what the host samples it as."""
+    import comfy.model_sampling
+
+    checkpoint = small_checkpoint()
+    name = "silent.safetensors"
+    for folder in ("checkpoints", "diffusion_models"):
+        save(checkpoint, host.base / "models" / folder / name)
+        tensors = load_file(host.base / "models" / folder / name)
+        with safe_open(host.base / "models" / folder / name, "pt") as file:
+            said = {key: value for key, value in file.metadata().items() if "prediction" not in key}
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, host.base / "models" / folder / name, said)
+    named = {"checkpoint": name} if node == "InstaFlowLoadCheckpoint" else {"unet_name": name}
+    model = host.run(node, **named, weight_dtype="fp32", prediction=prediction)[0]
+    sampling = model.get_model_object("model_sampling")
+    assert isinstance(sampling, comfy.model_sampling.CONST) == (prediction not in ("epsilon", "v"))
+    assert isinstance(sampling, comfy.model_sampling.V_PREDICTION) == (prediction == "v")
+    last = model.model.diffusion_model.out[2].weight
+    sign = -1 if prediction == "noise-minus-data" else 1
+    assert torch.equal(last, sign * checkpoint.unet["conv_out.weight"])
+
+
+def test_a_prediction_that_is_unknown(host: Any) -> None:
+    with pytest.raises(ValueError, match="Unknown prediction 'guess'; expected one of auto, epsilon"):
+        host.run(
+            "InstaFlowLoadCheckpoint", checkpoint="one-step.safetensors", weight_dtype="default", prediction="guess"
+        )

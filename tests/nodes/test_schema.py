@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 # id: (inputs in order, an optional one marked by ?; outputs)
 SOCKETS = {
-    "InstaFlowLoadCheckpoint": ("checkpoint weight_dtype", "MODEL CLIP VAE"),
-    "InstaFlowLoadUNet": ("unet_name weight_dtype", "MODEL"),
+    "InstaFlowLoadCheckpoint": ("checkpoint weight_dtype prediction?", "MODEL CLIP VAE"),
+    "InstaFlowLoadUNet": ("unet_name weight_dtype prediction?", "MODEL"),
     "InstaFlowModelSampling": ("model", "MODEL"),
     "InstaFlowSaveCheckpoint": ("model clip? vae? filename_prefix", ""),
     "InstaFlowMergeDelta": ("model finetuned base strength", "MODEL"),
@@ -39,16 +39,18 @@ SOCKETS = {
         "IMAGE FLOAT",
     ),
     "InstaFlowTriplets": (
-        "model clip prompts count steps guidance width height batch_size seed name",
+        "model clip prompts count steps guidance width height batch_size seed name empty_share?",
         "INSTAFLOW_TRIPLETS",
     ),
     "InstaFlowLoadTriplets": ("name clip", "INSTAFLOW_TRIPLETS"),
     "InstaFlowReflow": (
-        "model triplets iterations batch_size learning_rate ema method resume seed name vae?",
+        "model triplets iterations batch_size learning_rate ema method resume seed name vae? "
+        "times? schedule? warmup? rank? precision?",
         "MODEL IMAGE",
     ),
     "InstaFlowDistill": (
-        "model triplets loss iterations batch_size learning_rate ema method resume seed name vae?",
+        "model triplets loss iterations batch_size learning_rate ema method resume seed name vae? "
+        "on_policy? schedule? warmup? rank? precision?",
         "MODEL IMAGE",
     ),
 }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from instaflow_core.triplets.format import read_info
 from instaflow_core.triplets.reading import SetReader
@@ -59,10 +60,11 @@ def test_a_teacher_becomes_a_one_step_model(host: Any, output: Path, teacher: An
     model, clip, vae = teacher
     made = triplets(host, teacher)
     assert made.folder == output / "instaflow" / "triplets" / "set"
-    flow, curve = train(host, "InstaFlowReflow", model, made, "two", vae)
-    assert curve.shape == (1, 512, 768, 3)
+    flow, curves = train(host, "InstaFlowReflow", model, made, "two", vae)
+    assert curves.shape == (2, 512, 768, 3)  # over the iterations, and over t
     again = triplets(host, (flow, clip, vae), "flow-set", guidance=1.5)
-    student, _ = train(host, "InstaFlowDistill", flow, again, "folder/one", vae)
+    student, curves = train(host, "InstaFlowDistill", flow, again, "folder/one", vae)
+    assert curves.shape == (1, 512, 768, 3)
     samples = sample(host, student, clip)
     assert samples.shape == (1, 4, 8, 8)
     assert torch.isfinite(samples).all()
@@ -178,23 +180,28 @@ def test_cancel_leaves_a_checkpoint_and_queueing_again_goes_on(host: Any, output
             train(host, "InstaFlowReflow", model, made, "parts", iterations=8)
     finally:
         comfy.utils.set_progress_bar_global_hook(before)
-    assert torch.load(output / "checkpoints" / "parts.training" / "state.pt", weights_only=True)["step"] == 5
+    state = output / "instaflow" / "training" / "parts" / "state.pt"
+    assert torch.load(state, weights_only=True)["step"] == 5
     parts, _ = train(host, "InstaFlowReflow", model, made, "parts", iterations=8)
     expected = whole.model.diffusion_model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.model.diffusion_model.state_dict().items())
 
 
 def test_a_trained_lora_is_read_by_the_hosts_own_loader(host: Any, output: Path, teacher: Any) -> None:
-    """Where it is merged is what the loader makes of the start and the file."""
+    """Where it is merged is what the loader makes of the start and the file, which it lists."""
+    import folder_paths
+
     model, clip, _ = teacher
     made = triplets(host, teacher, "for-lora")
-    trained, _ = train(host, "InstaFlowReflow", model, made, "adapted", method="lora")
-    shutil.copy(
-        output / "checkpoints" / "adapted.training" / "lora.safetensors", host.base / "models/loras/own.safetensors"
+    trained, _ = train(host, "InstaFlowReflow", model, made, "deep/adapted", method="lora", rank=4)
+    folder_paths.add_model_folder_path("loras", str(output / "loras"))  # as the host does when it starts
+    name = str(Path("deep") / "adapted.safetensors")
+    assert name in folder_paths.get_filename_list("loras")
+    assert (
+        load_file(output / "loras" / name)["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.alpha"]
+        == 4
     )
-    patched, _ = host.run(
-        "LoraLoader", model=model, clip=clip, lora_name="own.safetensors", strength_model=1.0, strength_clip=0.0
-    )
+    patched, _ = host.run("LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=0.0)
     before = {name: tensor.clone() for name, tensor in model.model.diffusion_model.state_dict().items()}
     patched.patch_model()
     expected = trained.model.diffusion_model.state_dict()
@@ -203,6 +210,57 @@ def test_a_trained_lora_is_read_by_the_hosts_own_loader(host: Any, output: Path,
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name])
     patched.unpatch_model()
+
+
+def test_another_lora_of_that_name_is_not_replaced(host: Any, output: Path, teacher: Any) -> None:
+    made = triplets(host, teacher, "for-lora")
+    other = output / "loras" / "theirs.safetensors"
+    other.parent.mkdir(exist_ok=True)
+    other.write_bytes(b"somebody's")
+    with pytest.raises(ValueError, match=r"theirs.safetensors is there already, and not a result of this run"):
+        train(host, "InstaFlowReflow", teacher[0], made, "theirs", method="lora")
+    assert other.read_bytes() == b"somebody's"
+
+
+def test_no_loader_lists_what_a_training_keeps_for_itself(host: Any, output: Path, teacher: Any) -> None:
+    import folder_paths
+
+    folder_paths.add_model_folder_path("checkpoints", str(output / "checkpoints"))
+    before = set(folder_paths.get_filename_list("checkpoints"))
+    made = triplets(host, teacher, "for-lists")
+    train(host, "InstaFlowReflow", teacher[0], made, "listed", method="lora")
+    assert set(folder_paths.get_filename_list("checkpoints")) - before == {"listed.safetensors"}
+    kept = {path.name for path in (output / "instaflow" / "training" / "listed").iterdir()}
+    assert kept == {"state.pt", "loss.csv", "loss.png", "loss_by_time.csv", "loss_by_time.png"}
+
+
+def test_advanced_inputs_say_how_to_train(host: Any, output: Path, teacher: Any) -> None:
+    model, clip, _ = teacher
+    made = triplets(host, teacher, "for-advanced")
+    more = {"schedule": "cosine", "warmup": 3, "precision": "bf16"}
+    flow, _ = train(host, "InstaFlowReflow", model, made, "advanced", times="u-shaped", **more)
+    record = json.loads(load(output / "checkpoints" / "advanced.safetensors").metadata["instaflow.training"])
+    assert (record["schedule"], record["warmup"], record["precision"]) == ("cosine", 3, "bf16")
+    assert record["times"] == "u-shaped"
+    train(host, "InstaFlowDistill", flow, triplets(host, (flow, clip, None), "of-advanced"), "policy", on_policy=0.5)
+    record = json.loads(load(output / "checkpoints" / "policy.safetensors").metadata["instaflow.training"])
+    assert (record["on_policy"], record["warmup"], record["precision"]) == (0.5, 0, "no")
+
+
+def test_a_set_may_have_empty_prompts(host: Any, teacher: Any) -> None:
+    made = triplets(host, teacher, "with-empty", count=10, empty_share=0.3)
+    texts = SetReader(Storage(made.folder)).read(range(10)).texts
+    assert (texts.count(""), len(set(texts))) == (3, 3)
+
+
+@pytest.mark.parametrize(("stage", "guidance"), [("teacher", 5.0), ("flow", 1.5)])
+def test_the_teachers_own_guidance(host: Any, teacher: Any, output: Path, stage: str, guidance: float) -> None:
+    taken = teacher
+    if stage == "flow":
+        flow, _ = train(host, "InstaFlowReflow", teacher[0], triplets(host, teacher), "for-guidance", iterations=1)
+        taken = (flow, *teacher[1:])
+    made = triplets(host, taken, f"own-guidance-{stage}", guidance=0.0)
+    assert read_info(Storage(made.folder)).source["guidance"] == guidance
 
 
 @pytest.mark.parametrize("name", ["../outside", "/absolute", "", "a/../b", "con:"])

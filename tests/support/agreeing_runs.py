@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from instaflow_core.flow.noise import indexed_generator
 from instaflow_core.training.batches import BatchPart
-from instaflow_core.training.loop import LoopConfig, fit
+from instaflow_core.training.config import LoopConfig
+from instaflow_core.training.loop import fit
 
 
 def batch(step: int, part: BatchPart) -> Tensor:

@@ -33,12 +33,21 @@ def content(place: Path) -> dict[str, str]:
     return {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def start(*arguments: str, errors: int | None = None) -> subprocess.Popen[bytes]:
-    """A Python process of its own, one thread wide, which can import the pack."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def start(*arguments: str, errors: int | None = None, **variables: str) -> subprocess.Popen[bytes]:
+    """A Python process of its own, one thread wide, which can import the pack, with more variables around it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     return subprocess.Popen([sys.executable, *arguments], env=environment, cwd=ROOT, stderr=errors)
 
 
-def start_two(*arguments: str) -> subprocess.Popen[bytes]:
+def start_two(*arguments: str, **variables: str) -> subprocess.Popen[bytes]:
     """Two such processes that know of each other, by torch's launcher: `accelerate launch --cpu` starts only one."""
-    return start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments)
+    return start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments, **variables)
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+"""What `accelerate launch --use_fsdp --fsdp_version 2` tells the processes it starts."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...training.loop import LoopConfig
+from ...training.config import LoopConfig
 
 
 def _small(iterations: int, learning_rate: float, **more: Any) -> LoopConfig:

@@ -19,7 +19,8 @@ from ...flow.diffusion import diffusion_loss, noise_schedule
 from ...flow.noise import indexed_generator
 from ...text import encode_prompts
 from ...training.batches import BatchPart, PromptStates, SetBatches
-from ...training.loop import LoopConfig, fit
+from ...training.config import LoopConfig
+from ...training.loop import fit
 from ...training.objectives import DISTILLATION_LOSSES, distill_step, on_policy_step, reflow_step
 from ...training.watching import LossLines
 from ...triplets.format import SetInfo

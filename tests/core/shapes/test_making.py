@@ -12,7 +12,7 @@ from instaflow_core.shapes.making.decoder import DenoisedBatches
 from instaflow_core.shapes.making.intended import meant_pictures
 from instaflow_core.shapes.making.recipe import Recipe
 from instaflow_core.training.batches import BatchPart
-from instaflow_core.training.loop import LoopConfig
+from instaflow_core.training.config import LoopConfig
 
 STAGES = ("autoencoder", "decoder", "outlines", "text-encoder", "teacher", "2rf", "distilled", "instaflow", "direct")
 

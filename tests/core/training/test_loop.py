@@ -15,10 +15,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from instaflow_core.flow.noise import indexed_generator
-from instaflow_core.training import loop
+from instaflow_core.training import loop, trainee
 from instaflow_core.training.accelerator import own_state
 from instaflow_core.training.batches import BatchPart
-from instaflow_core.training.loop import LoopConfig, NonFiniteLoss, fit
+from instaflow_core.training.config import LoopConfig
+from instaflow_core.training.loop import fit
+from instaflow_core.training.trainee import NonFiniteLoss
 
 # Each trains something.
 pytestmark = pytest.mark.slow
@@ -61,6 +63,38 @@ def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(tmp_path):
     assert (tmp_path / "parts" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name])
+
+
+def timed(step: int, part: BatchPart) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch(step, part), torch.rand(8, generator=indexed_generator(2, step))[part.rows(8)]
+
+
+def each_loss(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    x, t = inputs
+    return (module(x) - x[:, :2]).square().mean(1) + 10 * (t < 0.1)
+
+
+def test_losses_by_time_are_those_of_each_row_and_resume_bit_for_bit(tmp_path):
+    config = replace(CONFIG, iterations=120)
+    whole = fit(linear(), timed, each_loss, config, tmp_path / "whole", times=lambda inputs: inputs[1])
+    assert [done for done, _ in whole.by_time] == list(range(2, 121, 2))
+    means = torch.tensor([row for _, row in whole.by_time]).nanmean(0)
+    assert means[0] > 10 > 2 > means[1:].max()
+    fit(linear(), timed, each_loss, replace(config, iterations=51), tmp_path / "parts", times=lambda inputs: inputs[1])
+    fit(linear(), timed, each_loss, config, tmp_path / "parts", resume=True, times=lambda inputs: inputs[1])
+    lines = [(tmp_path / name / "loss_by_time.csv").read_text().splitlines() for name in ("whole", "parts")]
+    assert len(lines[0]) == 61
+    assert lines[1][-30:] == lines[0][-30:]  # before, the shorter run had shorter rows
+
+
+def test_a_compiled_run_is_the_run(tmp_path):
+    plain, compiled = linear(), linear()
+    losses = fit(plain, batch, loss, CONFIG, tmp_path / "plain").losses
+    made = fit(compiled, batch, loss, replace(CONFIG, compile=True), tmp_path / "compiled").losses
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(made, losses)
+    torch.testing.assert_close(compiled.weight, plain.weight)
+    assert "_orig_mod" not in "".join(torch.load(tmp_path / "compiled" / "state.pt", weights_only=True)["trained"])
 
 
 def test_the_result_is_the_moving_average_of_the_decay_given(tmp_path):
@@ -178,10 +212,18 @@ def test_what_the_launcher_says_is_obeyed(tmp_path, monkeypatch):
     assert computed[24:] == [torch.float32] * 12
 
 
-@pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
-def test_a_launch_that_shards_the_weights_is_refused_by_name(tmp_path, monkeypatch, variable, name):
-    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
-    with pytest.raises(ValueError, match=f"launched with {name}, which shards the weights"):
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "launched with DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP's first version"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP's first version"),
+    ],
+)
+def test_a_launch_that_shards_the_weights_otherwise_is_refused_by_name(tmp_path, monkeypatch, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=words):
         fit(linear(), batch, loss, CONFIG, tmp_path)
 
 
@@ -221,8 +263,8 @@ def test_nothing_of_a_run_is_alive_after_it(tmp_path, monkeypatch, cancelled):
         def make(self, step: int, part: BatchPart) -> torch.Tensor:
             return batch(step, part)
 
-    monkeypatch.setattr(loop, "new_optimizer", watched(loop.new_optimizer))
-    monkeypatch.setattr(loop, "AveragedModel", watched(AveragedModel))
+    monkeypatch.setattr(trainee, "new_optimizer", watched(trainee.new_optimizer))
+    monkeypatch.setattr(trainee, "AveragedModel", watched(AveragedModel))
 
     def train() -> None:
         module, batches = linear(), Batches()

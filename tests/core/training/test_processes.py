@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import ROOT, content, start, start_two, training, triplets
+from small_runs import FSDP2, ROOT, content, start, start_two, training, triplets
 
 from instaflow_core.__main__ import main
 from instaflow_core.weights.checkpoint import load
@@ -91,6 +91,34 @@ def test_two_processes_give_what_one_gives(folder, tmp_path):
         one, two = (load(tmp_path / f"{stage}-{n}.safetensors").unet for n in (1, 2))
         for name, tensor in one.items():
             torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "first"),
+    [((), True), (("--method", "lora", "--rank", "4"), False)],
+    ids=["full, begun in shards", "lora, ended in shards"],
+)
+def test_processes_that_shard_the_weights_give_what_one_gives(folder, tmp_path, more, first):
+    """Two begin in shards what one ends, which has the weights whole, and the other way round."""
+    command = training("reflow", folder, "teacher", "x", *more)
+
+    def run(name: str, iterations: int, sharded: bool) -> None:
+        arguments = [*command, "--iterations", str(iterations), "--resume", "--out", str(tmp_path / name)]
+        if sharded:
+            assert start_two("-m", "instaflow_core", *arguments, **FSDP2).wait() == 0
+        else:
+            assert main(arguments) == 0
+
+    run("whole.safetensors", 6, sharded=False)
+    run("both.safetensors", 3, sharded=first)
+    (tmp_path / "both.safetensors").unlink()
+    run("both.safetensors", 6, sharded=not first)
+    torch.testing.assert_close(losses(tmp_path, "both"), losses(tmp_path, "whole"))
+    one, two = (load(tmp_path / f"{name}.safetensors").unet for name in ("whole", "both"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3)
+    sheets = [sorted(p.name for p in (tmp_path / f"{name}.training/samples").iterdir()) for name in ("whole", "both")]
+    assert sheets[0] == sheets[1] == ["000003.png", "000006.png"]
 
 
 def test_two_processes_agree_on_when_to_stop_and_where_to_go_on(tmp_path):

@@ -12,9 +12,9 @@ from small_runs import content, training, triplets
 
 from instaflow_core.__main__ import main
 from instaflow_core.shapes.making.anatomy import new_vae
-from instaflow_core.training.loop import LoopConfig
+from instaflow_core.training.config import LoopConfig, StageConfig
 from instaflow_core.training.objectives import perceptual_loss
-from instaflow_core.training.runs import StageConfig, equal_parts, train
+from instaflow_core.training.runs import equal_parts, train
 from instaflow_core.triplets.format import SetInfo
 from instaflow_core.triplets.storage import Storage
 from instaflow_core.triplets.writing import SetWriter
@@ -44,8 +44,21 @@ def test_a_training_ends_in_a_checkpoint_that_says_what_it_is(folder, capsys, st
     assert len((work / "loss.csv").read_text().splitlines()) == 7
     assert sorted(path.name for path in (work / "samples").iterdir()) == ["000003.png", "000006.png"]
     assert Image.open(work / "loss.png").size == (768, 512)
+    by_time = [(work / f"loss_by_time.{end}").exists() for end in ("csv", "png")]
+    assert by_time == [stage == "reflow"] * 2  # a student is asked at t = 0 alone
     picture = folder / "made.png"
     assert main(["generate", "--checkpoint", str(out), "--prompt", "x", "--device", "cpu", "--out", str(picture)]) == 0
+
+
+def test_samples_are_drawn_from_prompts_that_are_named(folder):
+    (folder / "wanted.txt").write_text("\n".join(f"a picture of {i}" for i in range(20)))
+    sheets = []
+    for name, more in (("of-the-set", ()), ("wanted", ("--validation-prompts", str(folder / "wanted.txt")))):
+        assert main(training("distill", folder, "flow", f"{name}.safetensors", *more)) == 0
+        sheets.append(Image.open(folder / f"{name}.training" / "samples" / "000006.png"))
+    assert [sheet.size for sheet in sheets] == [(208, 72), (276, 140)]  # three pictures, and eight in two rows
+    one, two = (load(folder / f"{name}.safetensors").unet for name in ("of-the-set", "wanted"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
 def test_a_training_can_end_in_a_diffusers_folder(folder):
@@ -187,10 +200,12 @@ def test_one_gpu_of_several_is_not_chosen_by_its_number(folder):
         train(init, storage, StageConfig("reflow", LoopConfig(1)), folder / "x", device="cuda:1")
 
 
-@pytest.mark.parametrize(("side", "parts"), [(8, 1), (64, 16), (128, 64)])
-def test_a_batch_is_taken_in_parts_that_fit_a_gpu(tmp_path, side, parts):
+@pytest.mark.parametrize(
+    ("side", "loss", "parts"), [(8, "l2", 1), (64, "huber", 16), (64, "lpips", 64), (128, "l2", 64)]
+)
+def test_a_batch_is_taken_in_parts_that_fit_a_gpu(tmp_path, side, loss, parts):
     SetWriter(Storage(tmp_path), SetInfo(0, 0, (4, side, side)))
-    assert equal_parts(64, Storage(tmp_path)) == parts
+    assert equal_parts(64, Storage(tmp_path), loss) == parts
 
 
 def test_a_perceptual_loss_looks_at_decoded_pictures():

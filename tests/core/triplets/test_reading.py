@@ -1,7 +1,7 @@
 """Reading a set in blocks: every triplet once an epoch, in an order that depends on the seed alone."""
 
+import threading
 import weakref
-from typing import Any
 
 import pytest
 import torch
@@ -56,21 +56,47 @@ def test_the_order_is_that_of_version_0_1(storage):
     ]  # fmt: skip
 
 
-def test_no_more_than_a_block_is_in_memory(storage, monkeypatch):
-    """Each block is let go before the next one's shards are read."""
-    held, read = list[weakref.ref[Triplets]](), reading.read_shard
+def test_no_more_than_two_blocks_are_in_memory_and_the_second_is_read_while_the_first_is_used(storage, monkeypatch):
+    held, blocks = list[weakref.ref[Triplets]](), list[tuple[tuple[int, ...], str]]()
+    whole, read = SetReader(storage, block=8).read(range(60)).indices, reading._read
 
-    def watched(*arguments: Any) -> Triplets:
-        shard = read(*arguments)
-        held.append(weakref.ref(shard))
-        return shard
+    def watched(place: Storage, info: SetInfo, shards: tuple[int, ...]) -> Triplets:
+        made = read(place, info, shards)
+        held.append(weakref.ref(made))
+        blocks.append((shards, threading.current_thread().name.partition("_")[0]))
+        return made
 
-    monkeypatch.setattr(reading, "read_shard", watched)
-    reader = SetReader(storage, block=8)
-    for start in range(0, 23, 5):
+    monkeypatch.setattr(reading, "_read", watched)
+    reader, seen = SetReader(storage, block=8), list[int]()
+    for start in range(0, 60, 5):
+        seen += reader.read(range(start, start + 5)).indices
+        shards, coming = reader._ahead
+        coming.result()
+        assert shards == blocks[-1][0]
+        assert len([block for block in held if block()]) <= 2
+    assert seen == whole
+    names = [name for _, name in blocks]
+    assert names == [threading.current_thread().name, *["instaflow-triplets"] * (len(blocks) - 1)]
+
+
+def test_a_set_of_one_block_is_read_once(storage, monkeypatch):
+    reads, read = list[int](), reading.read_shard
+    monkeypatch.setattr(reading, "read_shard", lambda *named: reads.append(named[2]) or read(*named))
+    reader = SetReader(storage)
+    for start in range(0, 60, 5):
         reader.read(range(start, start + 5))
-        assert len(reader._block[1]) <= 8
-        assert not [shard for shard in held if shard()]
+    assert reads == list(range(6))
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised_where_that_block_is_used(tmp_path):
+    made, info = Storage(tmp_path), SetInfo(8, 0, SHAPE, shard_size=4)
+    SetWriter(made, info).write(["a"], lambda _, noise: noise, 4)
+    reader = SetReader(made, block=4)
+    first = reader._layout(0)[0][0]
+    (tmp_path / f"shard-{1 - first:06d}.parquet").write_bytes(b"no longer a shard")
+    assert len(reader.read(range(4))) == 4
+    with pytest.raises(ValueError, match="not a parquet file"):
+        reader.read(range(4, 8))
 
 
 def test_a_folder_without_a_set_is_an_error(tmp_path):

@@ -13,7 +13,15 @@ from instaflow_core.flow.noise import indexed_noise
 from instaflow_core.shapes.making.anatomy import new_text_encoder
 from instaflow_core.triplets.format import SetInfo, read_info
 from instaflow_core.triplets.storage import Storage
-from instaflow_core.triplets.writing import SetConfig, SetWriter, describe_set, digest, latent_maker, make_set
+from instaflow_core.triplets.writing import (
+    SetConfig,
+    SetWriter,
+    describe_set,
+    digest,
+    latent_maker,
+    make_set,
+    native_guidance,
+)
 
 INFO = SetInfo(count=23, seed=4, latent_shape=(4, 2, 3), shard_size=5, source={"teacher": "test"})
 PROMPTS = ["one", "two, with a comma", "drei Ü"]
@@ -166,3 +174,20 @@ def test_an_unknown_filesystem_is_an_error():
 
 def test_other_prompts_have_another_digest():
     assert digest(["a", "b"]) == digest(["a", "b"]) != digest(["a", "c"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "prediction", "said", "guidance"),
+    [
+        ("teacher", "epsilon", None, 5.0),
+        ("teacher", "epsilon", "1.0", 5.0),
+        ("teacher", "v", "2.0", 2.0),
+        ("2-rectified-flow", "velocity", None, 1.5),
+        ("one-step", "velocity", None, 1.0),
+    ],
+)
+def test_a_teachers_own_guidance(stage, prediction, said, guidance):
+    teacher = small_checkpoint(stage, prediction)
+    teacher.metadata.pop("instaflow.guidance", None)
+    teacher.metadata |= {"instaflow.guidance": said} if said else {}
+    assert native_guidance(teacher) == guidance
