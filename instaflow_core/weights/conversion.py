@@ -30,12 +30,15 @@ def convert(
     Returns the checkpoint that was written.
 
     Raises:
-        FormatError: `source` cannot be used, or is `destination`.
+        FormatError: `source` cannot be used, or is `destination` or in it.
         FileExistsError: `destination` exists and `force` is not set.
     """
     start, end = locate(source), Path(destination).expanduser()
     if end.exists() and end.resolve() == start.resolve():
         raise FormatError(f"{end} is both source and destination", "two places", "Give another destination.")
+    if end.exists() and end.resolve() in start.resolve().parents:
+        found = f"The destination {end} holds the source, and would be replaced with all that is in it"
+        raise FormatError(found, "two places", "Give another destination.")
     if end.exists() and not force:
         raise FileExistsError(f"{end} exists already. Give another name, or --force to replace it.")
     checkpoint = load(start, prediction)

@@ -53,7 +53,9 @@ def extract(
     """
     out = new_file(path, force)
     first, second = load(finetuned), load(base)
-    learned, known = _unet(first), _unet(second)
+    learned, known = _on_meta(_unet(first)), _on_meta(_unet(second))
+    licence = combined_licence(first.metadata, second.metadata)
+    del first, second  # nothing may be mapped of `path` when it is replaced
     check_same(
         learned,
         known,
@@ -61,12 +63,12 @@ def extract(
         "Give the model the finetune was made from. Where only the types differ, bring one to the other's with "
         "`python -m instaflow_core convert SOURCE DESTINATION --dtype fp16`.",
     )
-    layout = {_delta_name(name): torch.empty_like(w, dtype=dtype, device="meta") for name, w in learned.items()}
+    layout = {_delta_name(name): torch.empty_like(w, dtype=dtype) for name, w in learned.items()}
     metadata = {
         "format": "pt",
         "modelspec.title": f"{_name(finetuned)} - {_name(base)}",
         "instaflow.delta": json.dumps({"finetuned": _name(finetuned), "base": _name(base)}),
-    } | combined_licence(first.metadata, second.metadata)
+    } | licence
 
     def chunk(names: list[str]) -> Iterator[tuple[str, Tensor]]:
         minuend, subtrahend = _unet(load(finetuned)), _unet(load(base))
@@ -110,12 +112,13 @@ def merge(
         "A difference fits models of the architecture it was taken from; InstaFlow has Stable Diffusion 1.5's.",
         dtypes=False,
     )
-    layout = single_file(described)
+    layout = _on_meta(single_file(described))
     made_of = json.loads(header.get("instaflow.delta", "{}"))
     merges = json.loads(described.metadata.get("instaflow.merged", "[]"))
     merges.append({"delta": delta_path.name, **made_of, "strength": strength})
     metadata = {"format": "pt"} | describe(described) | {"instaflow.merged": json.dumps(merges)}
     metadata |= combined_licence(described.metadata, header)
+    del described, differences  # nothing may be mapped of `path` when it is replaced
 
     def chunk(names: list[str]) -> Iterator[tuple[str, Tensor]]:
         weights, added = single_file(_with_parts(model, clip_vae)), _read_delta(delta_path)[0]
@@ -184,6 +187,11 @@ def _name(source: str | Path) -> str:
 
 def _said(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _on_meta(weights: Weights) -> Weights:
+    """Their shapes and types, without the file that they are views of."""
+    return {name: tensor.to("meta") for name, tensor in weights.items()}
 
 
 def _unet(checkpoint: Checkpoint) -> Weights:

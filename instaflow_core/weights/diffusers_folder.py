@@ -4,14 +4,11 @@ Written folders are what `StableDiffusionPipeline` and the community's `Rectifie
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..atomic import current_umask, replacing
+from ..atomic import replacing, replacing_folder
 from ..text import TOKENIZER
 from .files import Config, FormatError, Metadata, Weights, read_weights, sibling, write_weights
 
@@ -134,10 +131,7 @@ def write_folder(
         texts: files to restore as they were, by relative path.
         prediction_type: what the scheduler is to say where `texts` has none.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
-    try:
-        temporary.chmod(0o777 & ~current_umask())  # mkdtemp lets only the owner in
+    with replacing_folder(destination) as temporary:
         for part, (tensors, config) in parts.items():
             # Loaders of diffusers and transformers refuse a file that does not say which framework wrote it.
             header = {"format": "pt"} | (dict(metadata) if part == "unet" else {})
@@ -150,9 +144,6 @@ def write_folder(
         index = json.loads(kept)
         present = _only_present(index, temporary)
         _write_text(kept if present == index else _dump(present), temporary / "model_index.json")
-        _replace(temporary, destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _default_texts(parts: Mapping[str, Any], prediction_type: str) -> dict[str, str]:
@@ -171,23 +162,6 @@ def _only_present(index: Config, folder: Path) -> Config:
     if present.get("safety_checker") == [None, None]:
         present["requires_safety_checker"] = False
     return present
-
-
-def _replace(temporary: Path, destination: Path) -> None:
-    """Put the finished folder in place; an older one is moved aside first and deleted last."""
-    if not destination.exists():
-        os.replace(temporary, destination)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
-    os.replace(destination, aside / destination.name)
-    try:
-        os.replace(temporary, destination)
-    except OSError:
-        os.replace(aside / destination.name, destination)
-        raise
-    finally:
-        if destination.exists():
-            shutil.rmtree(aside)
 
 
 def _write_text(text: str, path: Path) -> None:

@@ -54,6 +54,9 @@ def convert_lora(source: Path, destination: str | Path, force: bool = False) -> 
             "Use the LoRA as it is where ComfyUI's LoraLoader reads it, or merge it where it was made.",
         )
     renamed = under_kohya_names(tensors, _scales(source, metadata))
+    if out.exists():  # it may be the source, and what is mapped of it could not be replaced on Windows
+        renamed = {name: tensor.clone() for name, tensor in renamed.items()}
+        tensors.clear()
     write_weights(renamed, out, {"format": "pt"} | metadata)
 
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,15 +268,19 @@ def test_pickles_are_not_written(ending: str, folder: Path, tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_replaced_stays(
     folder: Path, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace = os.replace
+    rename = os.replace
 
     def refuse(source: Path, destination: Path) -> None:
         if Path(destination) == folder and Path(source).suffix == ".tmp":
             raise PermissionError("in use")
-        replace(source, destination)
+        rename(source, destination)
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError, match="in use"):
-        save_folder(checkpoint, folder)
+    changed = replace(checkpoint, unet={name: tensor + 1 for name, tensor in checkpoint.unet.items()})
+    with pytest.raises(
+        PermissionError, match=r"cannot be replaced \(in use\)\. The new one is whole, at .*model\.new\."
+    ):
+        save_folder(changed, folder)
     assert same_models(load(folder), checkpoint)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert same_models(load(tmp_path / "model.new"), changed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.new"]
