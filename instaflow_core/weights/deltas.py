@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, load, locate
-from .files import FormatError, Metadata, Weights, new_file, read_weights, stream_weights
+from .files import FormatError, Metadata, Weights, new_file, read_weights, stream_weights, types_in_words
 from .layouts import UNET_PREFIX
 from .saving import describe, single_file
 
@@ -39,13 +39,15 @@ def extract(
     dtype: torch.dtype = torch.float32,
     force: bool = False,
     progress: Progress = lambda *_: None,
-) -> None:
+) -> tuple[str, str]:
     """Write W_finetuned - W_base of two UNets, calculated in float32.
 
     Args:
-        finetuned, base: checkpoints in any layout `load` reads; same architecture, same types.
+        finetuned, base: checkpoints in any layout `load` reads, of the same architecture; their types may differ.
         path: the safetensors file to write.
         dtype: what the difference is kept in; float32 holds that of two fp16 or bf16 models exactly.
+
+    Returns the types of the two UNets' weights, in words.
 
     Raises:
         FormatError: one of them cannot be read, or they do not have the same tensors.
@@ -60,8 +62,7 @@ def extract(
         learned,
         known,
         (_name(finetuned), _name(base)),
-        "Give the model the finetune was made from. Where only the types differ, bring one to the other's with "
-        "`python -m instaflow_core convert SOURCE DESTINATION --dtype fp16`.",
+        "Give the model the finetune was made from.",
     )
     layout = {_delta_name(name): torch.empty_like(w, dtype=dtype) for name, w in learned.items()}
     metadata = {
@@ -76,6 +77,7 @@ def extract(
             yield _delta_name(name), (minuend[name].float() - subtrahend[name].float()).to(dtype)
 
     stream_weights(layout, _in_chunks(learned, chunk, progress), out, metadata)
+    return types_in_words(learned), types_in_words(known)
 
 
 def merge(
@@ -110,7 +112,6 @@ def merge(
         _unet(described),
         (delta_path.name, _name(model)),
         "A difference fits models of the architecture it was taken from; InstaFlow has Stable Diffusion 1.5's.",
-        dtypes=False,
     )
     layout = _on_meta(single_file(described))
     made_of = json.loads(header.get("instaflow.delta", "{}"))
@@ -137,14 +138,12 @@ def check_same(
     second: Mapping[str, Tensor],
     names: tuple[str, str],
     advice: str,
-    dtypes: bool = True,
 ) -> None:
-    """Raise FormatError, naming the first offenders, unless both have the same tensors.
+    """Raise FormatError, naming the first offenders, unless both have the same tensors, all of them floating-point.
 
     Args:
         first, second: tensors of two UNets under the same kind of names; only shapes and types are looked at.
         names: what messages call the two.
-        dtypes: their types must be the same, too. All of them must be floating-point in any case.
     """
     both = [name for name in first if name in second]
     said = [f"{name}: {_said(first[name])} and {_said(second[name])}" for name in both]
@@ -156,7 +155,6 @@ def check_same(
             text
             for text, name in zip(said, both, strict=True)
             if not (first[name].is_floating_point() and second[name].is_floating_point())
-            or (dtypes and first[name].dtype != second[name].dtype)
         ],
     }
     listed = [
@@ -167,7 +165,7 @@ def check_same(
     if listed:
         raise FormatError(
             f"The UNets of {names[0]} and {names[1]} differ in their tensors: {', '.join(listed)}",
-            "the same names, shapes and types in both" if dtypes else "the same names and shapes in both",
+            "the same names and shapes in both",
             advice,
         )
 

@@ -175,6 +175,11 @@ def _write_tensors(
         file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
+def types_in_words(tensors: Mapping[str, Tensor]) -> str:
+    """The types of tensors: "float32", or "float16, float32"."""
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
+
+
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """A short name for weights, from the names, shapes and first numbers of all tensors: a few kilobytes are read of
     each, so a large model takes no time."""
@@ -202,10 +207,20 @@ def _unwrapped(tensors: Weights, name: str) -> Weights:
     return bare
 
 
+_LONGEST_HEADER = 100_000_000
+"""Bytes; a longer one the library does not read either."""
+
+
 def _check_header(path: Path, size: int) -> None:
     """Raise FormatError where a safetensors file's header is damaged, or the file ends before its header says."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise FormatError(
+                f"{path.name} looks like a safetensors file but its header would be {length:,} bytes long",
+                f"at most {_LONGEST_HEADER:,}",
+                _DOWNLOAD_AGAIN,
+            )
         if 8 + length > size:
             raise _truncated(path, size, f"at least {8 + length:,}")
         text = file.read(length)
