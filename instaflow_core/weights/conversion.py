@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import Checkpoint, load, locate
-from .diffusers_folder import read_texts
+from .diffusers_folder import pipeline_folder, read_texts
 from .files import WEIGHT_ENDINGS, FormatError
 from .metadata import NOISE_MINUS_DATA, said_in_folder
 from .saving import save, save_folder
@@ -43,8 +43,7 @@ def convert(
         raise FileExistsError(f"{end} exists already. Give another name, or --force to replace it.")
     checkpoint = load(start, prediction)
     if start.is_dir():
-        root = start.parent if start.name == "unet" and not (start / "unet").is_dir() else start
-        checkpoint.metadata["instaflow.folder"] = json.dumps(_kept_texts(root, prediction))
+        checkpoint.metadata["instaflow.folder"] = json.dumps(_kept_texts(pipeline_folder(start), prediction))
     ending = end.suffix.lower()
     if ending == ".safetensors":
         save(checkpoint, end, dtype)

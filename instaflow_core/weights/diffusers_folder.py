@@ -18,6 +18,8 @@ _WEIGHT_NAMES = {
     "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
     "text_encoder": ("model.safetensors", "pytorch_model.bin"),
 }
+UNET_CLASS = "UNet2DConditionModel"
+"""What a UNet's config.json calls it."""
 _VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
 
 # The part of a folder that is text, and that a single file has to remember for the way back.
@@ -38,6 +40,14 @@ _SCHEDULER_CONFIG: Config = {
     "timestep_spacing": "leading",
     "trained_betas": None,
 }
+
+
+def pipeline_folder(path: Path) -> Path:
+    """The absolute path of the folder whose model_index.json and scheduler/ speak for the UNet in `path`: the one above
+    a part of a pipeline, else `path` itself, be it a pipeline or a repository of a UNet alone."""
+    here = path.absolute()  # the working folder has a name, too
+    part = not (here / "unet").is_dir() and (here.name == "unet" or (here.parent / "model_index.json").is_file())
+    return here.parent if part else here
 
 
 def read_json(path: Path) -> Config:

@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from small_models import small_checkpoint
 from torch import Tensor
 
+from instaflow_core.__main__ import main
 from instaflow_core.weights.checkpoint import Checkpoint, load
 from instaflow_core.weights.conversion import convert
 from instaflow_core.weights.files import FormatError, read_weights
 from instaflow_core.weights.matching import _PLAIN_UNET, rows_of
+from instaflow_core.weights.modules import build_vae
 from instaflow_core.weights.saving import save, save_folder, single_file
 
 Weights = dict[str, Tensor]
@@ -192,6 +194,74 @@ def test_the_best_of_several_files_is_taken(folder: Path, checkpoint: Checkpoint
     assert same(load(folder).unet, checkpoint.unet)
     unet.unlink()
     assert same(load(folder).unet, half)
+
+
+# --- a UNet's own folder ---
+
+
+@pytest.fixture
+def unet_repository(folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A repository of a UNet alone, as `save_pretrained` writes it: nothing in it from this pack."""
+    root = tmp_path / "someones-unet"
+    shutil.copytree(folder / "unet", root)
+    save_file(checkpoint.unet, root / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    return root
+
+
+def test_a_repository_of_a_unet_alone(
+    unet_repository: Path, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(unet_repository)
+    assert same(loaded.unet, checkpoint.unet) and loaded.vae is None and loaded.text_encoder is None
+    assert (loaded.prediction, loaded.prediction_is_assumed) == ("velocity", True)
+    assert load(unet_repository, "epsilon").prediction == "epsilon"
+    monkeypatch.chdir(unet_repository)
+    assert same(load(".").unet, checkpoint.unet)
+    convert(unet_repository, tmp_path / "unet.safetensors")
+    convert(tmp_path / "unet.safetensors", tmp_path / "back")
+    assert same(load(tmp_path / "unet.safetensors").unet, checkpoint.unet)
+    assert same(load(tmp_path / "back" / "unet").unet, checkpoint.unet)
+
+
+def test_any_unet_in_a_pipeline_is_what_the_pipeline_says(
+    unet_repository: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own unet/, named from within too, and the average that diffusers' trainers keep beside it."""
+    shutil.copytree(unet_repository, folder / "unet_ema")
+    shutil.copy(unet_repository / "diffusion_pytorch_model.safetensors", folder / "unet")
+    for path in (folder / "unet", folder / "unet_ema"):
+        monkeypatch.chdir(path)
+        for loaded in (load(path), load(".")):
+            assert loaded.said_by == "model_index.json, which names a RectifiedFlowPipeline"
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "ControlNetModel"])
+def test_a_folder_of_another_model_is_named(kind: str, unet_repository: Path) -> None:
+    (unet_repository / "config.json").write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(FormatError, match=f"The folder someones-unet is a {kind}"):
+        load(unet_repository)
+
+
+def test_a_teacher_without_text_encoder_is_told_so(
+    unet_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle")
+    names = [
+        "--teacher",
+        str(unet_repository),
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    assert main(["triplets", *names, "--count", "1", "--prediction", "epsilon", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "holds a UNet only, and the text encoder is needed. Give the whole model" in said
+
+
+def test_what_a_model_lacks_is_what_is_said(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match="has no VAE, and the VAE is needed"):
+        build_vae(replace(checkpoint, vae=None))
 
 
 # --- hub caches ---
