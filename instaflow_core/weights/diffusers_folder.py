@@ -22,6 +22,8 @@ UNET_CLASS = "UNet2DConditionModel"
 """What a UNet's config.json calls it."""
 _VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
 
+_GET_AGAIN = "Get the file from where the weights came."
+
 # The part of a folder that is text, and that a single file has to remember for the way back.
 _TEXT_FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
 _VOCABULARY_FILES = ("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer.json")
@@ -52,17 +54,16 @@ def pipeline_folder(path: Path) -> Path:
 
 def read_json(path: Path) -> Config:
     """A JSON object from a file; FormatError where it is missing or is not one."""
-    advice = "Get the file from where the weights came."
     if not path.is_file():
         raise FormatError(
-            f"The folder {path.parent.name} has no {path.name}", f"{path.name} beside the weights", advice
+            f"The folder {path.parent.name} has no {path.name}", f"{path.name} beside the weights", _GET_AGAIN
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise FormatError(f"{path} is not JSON ({error})", "a JSON object", advice) from error
+        raise FormatError(f"{path} is not JSON ({error})", "a JSON object", _GET_AGAIN) from error
     if not isinstance(content, dict):
-        raise FormatError(f"{path} holds a {type(content).__name__}", "a JSON object", advice)
+        raise FormatError(f"{path} holds a {type(content).__name__}", "a JSON object", _GET_AGAIN)
     return content
 
 
@@ -88,9 +89,14 @@ def read_part(folder: Path, part: str) -> tuple[Weights, Config, Metadata]:
 
 
 def _read_shards(index: Path) -> Weights:
-    weight_map = read_json(index).get("weight_map", {})
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise FormatError(
+            f"{index.name} lists no files of weights", "a weight_map of tensors to files beside it", _GET_AGAIN
+        )
     tensors: Weights = {}
-    for name in sorted(set(weight_map.values())):
+    for name in sorted(set(names)):
         tensors |= read_weights(sibling(index, name))[0]
     return tensors
 

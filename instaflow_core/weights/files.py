@@ -82,6 +82,9 @@ def read_weights(path: Path) -> tuple[Weights, Metadata]:
         return _unwrapped(tensors, path.name), metadata
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return _unwrapped(_read_pickle(path), path.name), {}
+    if head.lstrip().startswith(b"{"):
+        found = f"{path.name} is a JSON file, not weights"
+        raise FormatError(found, _EXPECTED, "Name the folder it lies in, or the file of weights beside it.")
     raise FormatError(f"{path.name} is not a file of weights (it begins with {head[:8]!r})", _EXPECTED, _DOWNLOAD_AGAIN)
 
 

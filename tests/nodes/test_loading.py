@@ -365,6 +365,18 @@ def test_a_download_without_a_folder_of_its_own(host: Any, litter: Path) -> None
         shutil.rmtree(folder / "folder" / ".cache")
 
 
+@pytest.mark.parametrize("name", ["ein Modell [v1.5] 图.SAFETENSORS", "instaflow 0.9B (图).v2"])
+def test_any_name_is_listed_and_loaded(host: Any, litter: Path, name: str) -> None:
+    if name.endswith("SAFETENSORS"):
+        shutil.copy(litter / "checkpoints" / "one-step.safetensors", litter / "checkpoints" / name)
+    else:
+        shutil.copytree(litter / "diffusers" / "folder", litter / "diffusers" / name)
+    assert name in host.node("InstaFlowLoadCheckpoint").define_schema().inputs[0].options
+    assert host.node("InstaFlowLoadCheckpoint").fingerprint_inputs(checkpoint=name)
+    expected = one_step(host, *load_all(host, "one-step.safetensors")[:2])
+    assert torch.equal(one_step(host, *load_all(host, name)[:2]), expected)
+
+
 @pytest.mark.parametrize("source", ["written.safetensors", "written"])
 def test_a_checkpoint_that_was_written_again_is_loaded_again(host: Any, litter: Path, source: str) -> None:
     """The host runs a node again where its fingerprint is another."""

@@ -196,6 +196,53 @@ def test_the_best_of_several_files_is_taken(folder: Path, checkpoint: Checkpoint
     assert same(load(folder).unet, half)
 
 
+def test_a_text_encoder_in_pickled_pieces(folder: Path, checkpoint: Checkpoint) -> None:
+    whole = folder / "text_encoder" / "model.safetensors"
+    names = sorted(tensors := load_file(whole))
+    weight_map = {}
+    for number, inside in enumerate((names[:10], names[10:]), 1):
+        piece = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({f"module.{name}": tensors[name] for name in inside}, whole.with_name(piece))
+        weight_map |= dict.fromkeys(inside, piece)
+    whole.with_name("pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    whole.unlink()
+    assert same_models(load(folder), checkpoint)
+
+
+@pytest.mark.parametrize("weight_map", [["a.safetensors"], {"conv_in.weight": 5}, "a.safetensors", None])
+def test_an_index_that_names_no_files(weight_map: Any, folder: Path) -> None:
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.unlink()
+    unet.with_name(unet.name + ".index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(FormatError, match=r"safetensors\.index\.json lists no files of weights"):
+        load(folder)
+
+
+def test_an_index_in_place_of_the_weights_is_told(folder: Path) -> None:
+    in_pieces(
+        folder / "unet" / "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+        "diffusion_pytorch_model-0000{}-of-00002.safetensors",
+    )
+    for name in ("diffusion_pytorch_model.safetensors.index.json", "config.json"):
+        with pytest.raises(FormatError, match=rf"{name} is a JSON file, not weights.* Name the folder it lies in"):
+            load(folder / "unet" / name)
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_folder_of_variants(variant: str, folder: Path, checkpoint: Checkpoint) -> None:
+    """As `from_pretrained(..., variant="fp16")` loads it: every part's file says so in its name."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+    for path in list(folder.glob("*/*.safetensors")):
+        tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+        save_file(tensors, path.with_suffix(f".{variant}.safetensors"), {"format": "pt"})
+        path.unlink()
+    loaded = load(folder)
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = loaded.part(part), checkpoint.part(part)
+        assert ours and theirs and same(ours[0], {name: tensor.to(dtype) for name, tensor in theirs[0].items()})
+
+
 # --- a UNet's own folder ---
 
 
@@ -307,6 +354,15 @@ def test_a_link_called_after_the_model_says_what_it_is(folder: Path, tmp_path: P
     assert load(tmp_path / "2_rectified_flow_from_sd_1_5").stage == "2-rectified-flow"
 
 
+def test_a_hub_snapshot_that_is_not_whole(folder: Path, tmp_path: Path) -> None:
+    snapshot = hub_snapshot(folder, tmp_path / "hub", "instaflow_0_9B_from_sd_1_5")
+    weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.resolve().unlink()
+    assert weights.is_symlink()
+    with pytest.raises(FormatError, match=r"unet has no weights.*Download the whole folder"):
+        load(snapshot)
+
+
 # --- names on disk ---
 
 
@@ -326,6 +382,21 @@ def test_a_folder_may_have_any_name(name: str, checkpoint: Checkpoint, tmp_path:
 def test_a_file_may_have_any_name(name: str, folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     convert(folder, tmp_path / name)
     assert (tmp_path / name).is_file() and same_models(load(tmp_path / name), checkpoint)
+
+
+def test_every_command_reads_and_writes_any_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    place = tmp_path / "ein Ordner [v1.5] 图"
+    flow, base, delta, merged = (
+        str(place / name) for name in ("A.B.SAFETENSORS", "模型", "Δ.Safetensors", "a b.SAFETENSORS")
+    )
+    save(checkpoint, flow)
+    save_folder(checkpoint, base)
+    assert main(["info", flow]) == 0
+    assert main(["extract-delta", flow, base, delta]) == 0
+    assert main(["merge-delta", base, delta, merged, "--clip-vae", flow]) == 0
+    assert main(["merge-delta", base, delta, merged, "--force"]) == 0
+    assert same_models(load(merged), checkpoint)
+    assert sorted(path.name for path in place.iterdir()) == sorted(Path(p).name for p in (flow, base, delta, merged))
 
 
 @pytest.mark.parametrize("ending", [".ckpt", ".PT", ".bin", ".Pth"])
