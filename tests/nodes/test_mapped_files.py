@@ -39,14 +39,27 @@ def test_an_error_while_reading_back_is_what_is_said(
         pack.nodes.host.saving.write_checkpoint(tmp_path / "x.safetensors", one_step[0], None, one_step[2], described)
 
 
-def test_what_a_training_starts_from_is_copied(pack: Any, one_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_is_one_in_what_a_training_starts_from(pack: Any, one_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import folder_paths
 
     refuse_what_windows_refuses(monkeypatch)
     Path(folder_paths.get_temp_directory()).mkdir(parents=True, exist_ok=True)
+    model, clip, vae = one_step[0].clone(), *one_step[1:]
+    key = pack.nodes.host.checkpoints.METADATA
+    model.set_attachments(key, model.get_attachment(key) | {"instaflow.shared": '["gone.safetensors"]'})
+    with pytest.raises(ValueError, match="There is no file"):
+        pack.nodes.host.training.as_checkpoint(model, clip, vae)
+
+
+def test_what_a_training_starts_from_is_copied(pack: Any, one_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import folder_paths
+
+    refuse_what_windows_refuses(monkeypatch)
+    temporary = Path(folder_paths.get_temp_directory())
+    temporary.mkdir(parents=True, exist_ok=True)
+    before = set(temporary.iterdir())
     checkpoint = pack.nodes.host.training.as_checkpoint(*one_step)
-    assert mapped_in(folder_paths.get_temp_directory()) == []
-    assert list(Path(folder_paths.get_temp_directory()).iterdir()) == []
+    assert mapped_in(temporary) == [] and set(temporary.iterdir()) == before
     assert all(tensor.isfinite().all() for tensor in checkpoint.unet.values())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,21 @@ def refuse_what_windows_refuses(monkeypatch: pytest.MonkeyPatch, renames: bool =
     Args:
         renames: let a mapped file get another name, as NTFS does; other file systems may not.
     """
-    replace, unlink, rmtree = os.replace, os.unlink, shutil.rmtree
+    replace, unlink = os.replace, os.unlink
 
     def replace_(source: Any, destination: Any) -> None:
         if Path(destination).is_dir() or mapped_in(destination) or (mapped_in(source) and not renames):
             raise PermissionError(13, "Access is denied", os.fspath(destination))
         replace(source, destination)
 
-    def unlink_(path: Any, **options: Any) -> None:
-        if not options and mapped_in(path):
+    def unlink_(path: Any, dir_fd: int | None = None) -> None:
+        folder = "" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")  # shutil.rmtree gives one
+        if mapped_in(os.path.join(folder, path)):
             raise PermissionError(13, "Access is denied", os.fspath(path))
-        unlink(path, **options)
-
-    def rmtree_(path: Any, *arguments: Any, **options: Any) -> None:
-        if mapped_in(path):
-            raise PermissionError(13, "Access is denied", os.fspath(path))
-        rmtree(path, *arguments, **options)
+        unlink(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "replace", replace_)
     monkeypatch.setattr(os, "unlink", unlink_)
-    monkeypatch.setattr(shutil, "rmtree", rmtree_)
 
 
 def mapped_in(path: Any) -> list[Path]:
