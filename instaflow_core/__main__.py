@@ -3,6 +3,8 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
+from pathlib import Path
 
 from .commands.deltas import add_extract_delta, add_merge_delta
 from .commands.evaluation import add_evaluate
@@ -13,8 +15,15 @@ from .commands.training import add_distill, add_reflow, add_triplets
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 2 for bad input, 130 when interrupted."""
+    # A name that the console cannot show is printed escaped, and does not make a failure of a command that has ended.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            setattr(options, name, value.expanduser())
     try:
         options.run(options)
     except (ValueError, OSError) as error:

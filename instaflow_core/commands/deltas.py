@@ -24,7 +24,7 @@ def add_extract_delta(commands: Commands) -> None:
         "safetensors",
     )
     parser.add_argument("finetuned", metavar="FINETUNED", help=CHECKPOINT_HELP)
-    parser.add_argument("base", metavar="BASE", help="the model it was finetuned from, in the same types")
+    parser.add_argument("base", metavar="BASE", help="the model it was finetuned from, in any type")
     parser.add_argument("out", metavar="OUT", help="the file to write, a name that ends in .safetensors")
     parser.add_argument(
         "--dtype", choices=COMPUTE_DTYPES, default="fp32", help="store the difference in this type (default fp32)"
@@ -35,7 +35,10 @@ def add_extract_delta(commands: Commands) -> None:
 def _extract(options: argparse.Namespace) -> None:
     with _bar() as progress:
         dtype = DTYPES[options.dtype]
-        extract(options.finetuned, options.base, options.out, dtype, options.force, progress)
+        finetuned, base = extract(options.finetuned, options.base, options.out, dtype, options.force, progress)
+    if finetuned != base:
+        kept = str(dtype).removeprefix("torch.")
+        print(f"The finetune is in {finetuned}, its base in {base}; the difference is in {kept}.", file=sys.stderr)
     print(options.out)
 
 

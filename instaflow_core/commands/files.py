@@ -8,6 +8,7 @@ from typing import Any
 
 from ..weights.checkpoint import Checkpoint, load
 from ..weights.conversion import convert
+from ..weights.files import types_in_words
 from ..weights.layouts import PARTS
 from ..weights.loras import convert_lora, is_diffusers_lora
 from .common import CHECKPOINT_HELP, DTYPES, Commands, add, add_prediction, warn_if_assumed
@@ -54,10 +55,9 @@ def _facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
     for part in PARTS:
         held = checkpoint.part(part)
         if held:
-            types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in held[0].values()})
             count = sum(tensor.numel() for tensor in held[0].values())
             name = held[1].get("_class_name") or (held[1].get("architectures") or ["CLIPTextModel"])[0]
-            facts[part.replace("_", " ")] = {"class": name, "parameters": count, "dtype": ", ".join(types)}
+            facts[part.replace("_", " ")] = {"class": name, "parameters": count, "dtype": types_in_words(held[0])}
         else:
             facts[part.replace("_", " ")] = "none"
     return facts
@@ -81,8 +81,9 @@ def add_convert(commands: Commands) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    if is_diffusers_lora(Path(options.source)):
-        convert_lora(Path(options.source), options.destination, options.force)
+    source = Path(options.source).expanduser()
+    if is_diffusers_lora(source):
+        convert_lora(source, options.destination, options.force)
         print(options.destination)
         return
     dtype = None if options.dtype is None else DTYPES[options.dtype]

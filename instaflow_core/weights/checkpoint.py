@@ -35,6 +35,7 @@ class Checkpoint:
     metadata: strings, as in a safetensors header.
     layout: how the source kept it, in words.
     said_by: who says what the UNet predicts, in words.
+    source: the file or folder that tensors are views of; None where they are in memory.
     """
 
     unet: Weights
@@ -46,6 +47,7 @@ class Checkpoint:
     metadata: Metadata = field(default_factory=dict)
     layout: str = "in memory"
     said_by: str = "its maker"
+    source: Path | None = None
 
     @property
     def prediction(self) -> str:
@@ -105,6 +107,17 @@ class Checkpoint:
         }[name]
         return None if tensors is None or config is None else (tensors, config)
 
+    def let_go_of(self, path: Path) -> None:
+        """Copy the tensors into memory where they are views of `path`, or of what lies in it, and it is to be replaced:
+        Windows does not replace a file that is mapped."""
+        if self.source is None or not path.exists():
+            return
+        mapped, there = self.source.resolve(), path.resolve()
+        if there == mapped or there in mapped.parents or mapped in there.parents:
+            for weights in (self.unet, self.text_encoder or {}, self.vae or {}):
+                weights.update({name: tensor.clone() for name, tensor in weights.items()})
+            self.source = None
+
 
 # --- loading ----------------------------------------------------------------------------------------------------------
 
@@ -119,12 +132,13 @@ def load(source: str | Path, prediction: str | None = None) -> Checkpoint:
 
     Raises FormatError for everything that is not a whole model of Stable Diffusion 1.5's kind.
     """
-    read = read_source(locate(source), prediction)
+    path = locate(source)
+    read = read_source(path, prediction)
     unet, unet_config = read.parts["unet"]
     text, text_config = read.parts.get("text_encoder", (None, None))
     vae, vae_config = read.parts.get("vae", (None, None))
     layout = read.layout.in_words
-    return Checkpoint(unet, unet_config, text, text_config, vae, vae_config, read.metadata, layout, read.said_by)
+    return Checkpoint(unet, unet_config, text, text_config, vae, vae_config, read.metadata, layout, read.said_by, path)
 
 
 def locate(source: str | Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import Checkpoint, load, locate
-from .diffusers_folder import read_texts
+from .diffusers_folder import pipeline_folder, read_texts
 from .files import WEIGHT_ENDINGS, FormatError
 from .metadata import NOISE_MINUS_DATA, said_in_folder
 from .saving import save, save_folder
@@ -30,18 +30,20 @@ def convert(
     Returns the checkpoint that was written.
 
     Raises:
-        FormatError: `source` cannot be used, or is `destination`.
+        FormatError: `source` cannot be used, or is `destination` or in it.
         FileExistsError: `destination` exists and `force` is not set.
     """
     start, end = locate(source), Path(destination).expanduser()
     if end.exists() and end.resolve() == start.resolve():
         raise FormatError(f"{end} is both source and destination", "two places", "Give another destination.")
+    if end.exists() and end.resolve() in start.resolve().parents:
+        found = f"The destination {end} holds the source, and would be replaced with all that is in it"
+        raise FormatError(found, "two places", "Give another destination.")
     if end.exists() and not force:
         raise FileExistsError(f"{end} exists already. Give another name, or --force to replace it.")
     checkpoint = load(start, prediction)
     if start.is_dir():
-        root = start.parent if start.name == "unet" and not (start / "unet").is_dir() else start
-        checkpoint.metadata["instaflow.folder"] = json.dumps(_kept_texts(root, prediction))
+        checkpoint.metadata["instaflow.folder"] = json.dumps(_kept_texts(pipeline_folder(start), prediction))
     ending = end.suffix.lower()
     if ending == ".safetensors":
         save(checkpoint, end, dtype)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, load, locate
-from .files import FormatError, Metadata, Weights, new_file, read_weights, stream_weights
+from .files import FormatError, Metadata, Weights, new_file, read_weights, stream_weights, types_in_words
 from .layouts import UNET_PREFIX
 from .saving import describe, single_file
 
@@ -39,13 +39,15 @@ def extract(
     dtype: torch.dtype = torch.float32,
     force: bool = False,
     progress: Progress = lambda *_: None,
-) -> None:
+) -> tuple[str, str]:
     """Write W_finetuned - W_base of two UNets, calculated in float32.
 
     Args:
-        finetuned, base: checkpoints in any layout `load` reads; same architecture, same types.
+        finetuned, base: checkpoints in any layout `load` reads, of the same architecture; their types may differ.
         path: the safetensors file to write.
         dtype: what the difference is kept in; float32 holds that of two fp16 or bf16 models exactly.
+
+    Returns the types of the two UNets' weights, in words.
 
     Raises:
         FormatError: one of them cannot be read, or they do not have the same tensors.
@@ -53,20 +55,21 @@ def extract(
     """
     out = new_file(path, force)
     first, second = load(finetuned), load(base)
-    learned, known = _unet(first), _unet(second)
+    learned, known = _on_meta(_unet(first)), _on_meta(_unet(second))
+    licence = combined_licence(first.metadata, second.metadata)
+    del first, second  # nothing may be mapped of `path` when it is replaced
     check_same(
         learned,
         known,
         (_name(finetuned), _name(base)),
-        "Give the model the finetune was made from. Where only the types differ, bring one to the other's with "
-        "`python -m instaflow_core convert SOURCE DESTINATION --dtype fp16`.",
+        "Give the model the finetune was made from.",
     )
-    layout = {_delta_name(name): torch.empty_like(w, dtype=dtype, device="meta") for name, w in learned.items()}
+    layout = {_delta_name(name): torch.empty_like(w, dtype=dtype) for name, w in learned.items()}
     metadata = {
         "format": "pt",
         "modelspec.title": f"{_name(finetuned)} - {_name(base)}",
         "instaflow.delta": json.dumps({"finetuned": _name(finetuned), "base": _name(base)}),
-    } | combined_licence(first.metadata, second.metadata)
+    } | licence
 
     def chunk(names: list[str]) -> Iterator[tuple[str, Tensor]]:
         minuend, subtrahend = _unet(load(finetuned)), _unet(load(base))
@@ -74,6 +77,7 @@ def extract(
             yield _delta_name(name), (minuend[name].float() - subtrahend[name].float()).to(dtype)
 
     stream_weights(layout, _in_chunks(learned, chunk, progress), out, metadata)
+    return types_in_words(learned), types_in_words(known)
 
 
 def merge(
@@ -108,14 +112,14 @@ def merge(
         _unet(described),
         (delta_path.name, _name(model)),
         "A difference fits models of the architecture it was taken from; InstaFlow has Stable Diffusion 1.5's.",
-        dtypes=False,
     )
-    layout = single_file(described)
+    layout = _on_meta(single_file(described))
     made_of = json.loads(header.get("instaflow.delta", "{}"))
     merges = json.loads(described.metadata.get("instaflow.merged", "[]"))
     merges.append({"delta": delta_path.name, **made_of, "strength": strength})
     metadata = {"format": "pt"} | describe(described) | {"instaflow.merged": json.dumps(merges)}
     metadata |= combined_licence(described.metadata, header)
+    del described, differences  # nothing may be mapped of `path` when it is replaced
 
     def chunk(names: list[str]) -> Iterator[tuple[str, Tensor]]:
         weights, added = single_file(_with_parts(model, clip_vae)), _read_delta(delta_path)[0]
@@ -134,14 +138,12 @@ def check_same(
     second: Mapping[str, Tensor],
     names: tuple[str, str],
     advice: str,
-    dtypes: bool = True,
 ) -> None:
-    """Raise FormatError, naming the first offenders, unless both have the same tensors.
+    """Raise FormatError, naming the first offenders, unless both have the same tensors, all of them floating-point.
 
     Args:
         first, second: tensors of two UNets under the same kind of names; only shapes and types are looked at.
         names: what messages call the two.
-        dtypes: their types must be the same, too. All of them must be floating-point in any case.
     """
     both = [name for name in first if name in second]
     said = [f"{name}: {_said(first[name])} and {_said(second[name])}" for name in both]
@@ -153,7 +155,6 @@ def check_same(
             text
             for text, name in zip(said, both, strict=True)
             if not (first[name].is_floating_point() and second[name].is_floating_point())
-            or (dtypes and first[name].dtype != second[name].dtype)
         ],
     }
     listed = [
@@ -164,7 +165,7 @@ def check_same(
     if listed:
         raise FormatError(
             f"The UNets of {names[0]} and {names[1]} differ in their tensors: {', '.join(listed)}",
-            "the same names, shapes and types in both" if dtypes else "the same names and shapes in both",
+            "the same names and shapes in both",
             advice,
         )
 
@@ -184,6 +185,11 @@ def _name(source: str | Path) -> str:
 
 def _said(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _on_meta(weights: Weights) -> Weights:
+    """Their shapes and types, without the file that they are views of."""
+    return {name: tensor.to("meta") for name, tensor in weights.items()}
 
 
 def _unet(checkpoint: Checkpoint) -> Weights:

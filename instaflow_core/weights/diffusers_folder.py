@@ -4,14 +4,11 @@ Written folders are what `StableDiffusionPipeline` and the community's `Rectifie
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..atomic import current_umask, replacing
+from ..atomic import replacing, replacing_folder
 from ..text import TOKENIZER
 from .files import Config, FormatError, Metadata, Weights, read_weights, sibling, write_weights
 
@@ -21,7 +18,11 @@ _WEIGHT_NAMES = {
     "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
     "text_encoder": ("model.safetensors", "pytorch_model.bin"),
 }
+UNET_CLASS = "UNet2DConditionModel"
+"""What a UNet's config.json calls it."""
 _VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
+
+_GET_AGAIN = "Get the file from where the weights came."
 
 # The part of a folder that is text, and that a single file has to remember for the way back.
 _TEXT_FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
@@ -43,19 +44,26 @@ _SCHEDULER_CONFIG: Config = {
 }
 
 
+def pipeline_folder(path: Path) -> Path:
+    """The absolute path of the folder whose model_index.json and scheduler/ speak for the UNet in `path`: the one above
+    a part of a pipeline, else `path` itself, be it a pipeline or a repository of a UNet alone."""
+    here = path.absolute()  # the working folder has a name, too
+    part = not (here / "unet").is_dir() and (here.name == "unet" or (here.parent / "model_index.json").is_file())
+    return here.parent if part else here
+
+
 def read_json(path: Path) -> Config:
     """A JSON object from a file; FormatError where it is missing or is not one."""
-    advice = "Get the file from where the weights came."
     if not path.is_file():
         raise FormatError(
-            f"The folder {path.parent.name} has no {path.name}", f"{path.name} beside the weights", advice
+            f"The folder {path.parent.name} has no {path.name}", f"{path.name} beside the weights", _GET_AGAIN
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise FormatError(f"{path} is not JSON ({error})", "a JSON object", advice) from error
+        raise FormatError(f"{path} is not JSON ({error})", "a JSON object", _GET_AGAIN) from error
     if not isinstance(content, dict):
-        raise FormatError(f"{path} holds a {type(content).__name__}", "a JSON object", advice)
+        raise FormatError(f"{path} holds a {type(content).__name__}", "a JSON object", _GET_AGAIN)
     return content
 
 
@@ -81,9 +89,14 @@ def read_part(folder: Path, part: str) -> tuple[Weights, Config, Metadata]:
 
 
 def _read_shards(index: Path) -> Weights:
-    weight_map = read_json(index).get("weight_map", {})
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise FormatError(
+            f"{index.name} lists no files of weights", "a weight_map of tensors to files beside it", _GET_AGAIN
+        )
     tensors: Weights = {}
-    for name in sorted(set(weight_map.values())):
+    for name in sorted(set(names)):
         tensors |= read_weights(sibling(index, name))[0]
     return tensors
 
@@ -134,10 +147,7 @@ def write_folder(
         texts: files to restore as they were, by relative path.
         prediction_type: what the scheduler is to say where `texts` has none.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
-    try:
-        temporary.chmod(0o777 & ~current_umask())  # mkdtemp lets only the owner in
+    with replacing_folder(destination) as temporary:
         for part, (tensors, config) in parts.items():
             # Loaders of diffusers and transformers refuse a file that does not say which framework wrote it.
             header = {"format": "pt"} | (dict(metadata) if part == "unet" else {})
@@ -150,9 +160,6 @@ def write_folder(
         index = json.loads(kept)
         present = _only_present(index, temporary)
         _write_text(kept if present == index else _dump(present), temporary / "model_index.json")
-        _replace(temporary, destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _default_texts(parts: Mapping[str, Any], prediction_type: str) -> dict[str, str]:
@@ -171,23 +178,6 @@ def _only_present(index: Config, folder: Path) -> Config:
     if present.get("safety_checker") == [None, None]:
         present["requires_safety_checker"] = False
     return present
-
-
-def _replace(temporary: Path, destination: Path) -> None:
-    """Put the finished folder in place; an older one is moved aside first and deleted last."""
-    if not destination.exists():
-        os.replace(temporary, destination)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
-    os.replace(destination, aside / destination.name)
-    try:
-        os.replace(temporary, destination)
-    except OSError:
-        os.replace(aside / destination.name, destination)
-        raise
-    finally:
-        if destination.exists():
-            shutil.rmtree(aside)
 
 
 def _write_text(text: str, path: Path) -> None:

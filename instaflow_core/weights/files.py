@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -82,6 +82,9 @@ def read_weights(path: Path) -> tuple[Weights, Metadata]:
         return _unwrapped(tensors, path.name), metadata
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return _unwrapped(_read_pickle(path), path.name), {}
+    if head.lstrip().startswith(b"{"):
+        found = f"{path.name} is a JSON file, not weights"
+        raise FormatError(found, _EXPECTED, "Name the folder it lies in, or the file of weights beside it.")
     raise FormatError(f"{path.name} is not a file of weights (it begins with {head[:8]!r})", _EXPECTED, _DOWNLOAD_AGAIN)
 
 
@@ -111,8 +114,8 @@ def new_file(path: str | Path, force: bool) -> Path:
 def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write one safetensors file. It appears under its name only when it is whole and on disk.
 
-    `tensors` may be views of a memory-mapped file, `path` itself included. A failed write leaves nothing behind. The
-    same tensors and metadata give the same bytes, which the library's own writer does not promise.
+    `tensors` may be views of a memory-mapped file, but on Windows not of `path` itself. A failed write leaves nothing
+    behind. The same tensors and metadata give the same bytes, which the library's own writer does not promise.
     """
     # Wide types first, so that every tensor starts at a multiple of its own width.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -144,7 +147,8 @@ def stream_weights(
 
     Args:
         layout: what is coming, in this order; only shapes and types are looked at.
-        tensors: the same names, in the same order, with tensors of these shapes and types.
+        tensors: the same names, in the same order, with tensors of these shapes and types. They may be views of `path`
+            itself; on Windows, where a mapped file cannot be replaced, none of those may be left after the last.
 
     Raises ValueError where what comes is not what the layout says.
     """
@@ -158,13 +162,25 @@ def stream_weights(
     text += b" " * (-len(text) % 8)  # the format wants the tensors to start at a multiple of 8
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for (name, planned), (key, tensor) in zip(layout.items(), tensors, strict=True):
-            if (key, tensor.shape, tensor.dtype) != (name, planned.shape, planned.dtype):
-                raise ValueError(
-                    f"{path.name} was to go on with {name} {tuple(planned.shape)} {planned.dtype}, and {key} "
-                    f"{tuple(tensor.shape)} {tensor.dtype} came. Give the tensors in the order of the layout."
-                )
-            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        _write_tensors(file, layout, tensors, path.name)
+
+
+def _write_tensors(
+    file: BinaryIO, layout: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], name: str
+) -> None:
+    # On its own, so that none of the tensors is alive when the file gets its name: see `stream_weights`.
+    for (planned, like), (key, tensor) in zip(layout.items(), tensors, strict=True):
+        if (key, tensor.shape, tensor.dtype) != (planned, like.shape, like.dtype):
+            raise ValueError(
+                f"{name} was to go on with {planned} {tuple(like.shape)} {like.dtype}, and {key} "
+                f"{tuple(tensor.shape)} {tensor.dtype} came. Give the tensors in the order of the layout."
+            )
+        file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def types_in_words(tensors: Mapping[str, Tensor]) -> str:
+    """The types of tensors: "float32", or "float16, float32"."""
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -194,10 +210,20 @@ def _unwrapped(tensors: Weights, name: str) -> Weights:
     return bare
 
 
+_LONGEST_HEADER = 100_000_000
+"""Bytes; a longer one the library does not read either."""
+
+
 def _check_header(path: Path, size: int) -> None:
     """Raise FormatError where a safetensors file's header is damaged, or the file ends before its header says."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise FormatError(
+                f"{path.name} looks like a safetensors file but its header would be {length:,} bytes long",
+                f"at most {_LONGEST_HEADER:,}",
+                _DOWNLOAD_AGAIN,
+            )
         if 8 + length > size:
             raise _truncated(path, size, f"at least {8 + length:,}")
         text = file.read(length)

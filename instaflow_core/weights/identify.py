@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .diffusers_folder import UNET_CLASS, read_json
 from .files import FormatError, read_weights
 from .layouts import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 
@@ -62,6 +63,7 @@ _RENAME_ADVICE = (
     f"{_LORA_ADVICE} Where the host's log says `lora key not loaded`, bring it under names it reads first: "
     "`python -m instaflow_core convert LORA DESTINATION.safetensors`."
 )
+_OTHER_FOLDER_ADVICE = "Load it with the loader made for it; an InstaFlow's folder has unet/ in it, or is a UNet's own."
 _OTHER_MODEL_ADVICE = "Load it with the loader made for it; only Stable Diffusion 1.5's shape can be an InstaFlow."
 
 _OTHERS = (
@@ -130,8 +132,9 @@ _LATENT_CHANNELS = 4
 def identify(source: Mapping[str, Tensor] | str | Path, name: str = "this state dict") -> Layout:
     """The layout of a state dict, of a weight file, or of a diffusers folder.
 
-    Only names and shapes are looked at, so tensors on the meta device will do. A path may be a diffusers folder, its
-    `unet` folder, or a file. `name` is what messages call a state dict.
+    Only names and shapes are looked at, so tensors on the meta device will do. A path may be a diffusers folder, a
+    UNet's own (the `unet` of one, or a repository of nothing else), or a file. `name` is what messages call a state
+    dict.
 
     Raises FormatError, naming what the source is, for everything that is not a model of Stable Diffusion 1.5's kind.
     """
@@ -143,12 +146,16 @@ def identify(source: Mapping[str, Tensor] | str | Path, name: str = "this state 
     if (path / "unet").is_dir():
         present = {part: (path / part).is_dir() for part in ("text_encoder", "vae")}
         return Layout("folder", "diffusers", "", *("" if there else None for there in present.values()))
-    if path.name == "unet" and (path / "config.json").is_file():
-        return Layout("folder", "diffusers")
+    if (path / "config.json").is_file():
+        kind = read_json(path / "config.json").get("_class_name", UNET_CLASS if path.name == "unet" else "")
+        if kind == UNET_CLASS:
+            return Layout("folder", "diffusers")
+        if kind:
+            raise FormatError(f"The folder {path.name} is a {kind}", _EXPECTED, _OTHER_FOLDER_ADVICE)
     inside = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
     raise FormatError(
         f"The folder {path.name} has no unet/ in it (it holds: {inside})",
-        "a diffusers folder with unet/, text_encoder/, vae/ and model_index.json",
+        "a diffusers folder with unet/, text_encoder/, vae/ and model_index.json, or a UNet's with its config.json",
         "Download the whole model folder, or name the folder above or below this one.",
     )
 

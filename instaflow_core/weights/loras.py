@@ -38,7 +38,8 @@ def is_diffusers_lora(path: Path) -> bool:
 def convert_lora(source: Path, destination: str | Path, force: bool = False) -> None:
     """Write the LoRA in `source` under kohya's names.
 
-    The strength it was trained for (lora_alpha) comes from the file, or from an adapter_config.json beside it.
+    The strength it was trained for (lora_alpha) comes from the file, or from the adapter_config.json beside it where
+    PEFT wrote both, and the file is called adapter_model.
 
     Raises:
         FormatError: a tensor has no place in a plain LoRA, or the strength differs from layer to layer.
@@ -54,6 +55,9 @@ def convert_lora(source: Path, destination: str | Path, force: bool = False) -> 
             "Use the LoRA as it is where ComfyUI's LoraLoader reads it, or merge it where it was made.",
         )
     renamed = under_kohya_names(tensors, _scales(source, metadata))
+    if out.exists():  # it may be the source, and what is mapped of it could not be replaced on Windows
+        renamed = {name: tensor.clone() for name, tensor in renamed.items()}
+        tensors.clear()
     write_weights(renamed, out, {"format": "pt"} | metadata)
 
 
@@ -92,7 +96,7 @@ def _scales(source: Path, metadata: Metadata) -> dict[str, float]:
         start = f"{name}."
         configs[model] = {key.removeprefix(start): written[key] for key in written if key.startswith(start)}
     beside = source.with_name("adapter_config.json")
-    if beside.is_file():
+    if source.stem == "adapter_model" and beside.is_file():  # beside another LoRA it is somebody else's
         config = read_json(beside)
         configs = {model: known or config for model, known in configs.items()}
     for config in configs.values():

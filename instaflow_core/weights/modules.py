@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint
-from .files import Weights
+from .files import Config, Weights
 
 
 def build_unet(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
@@ -20,10 +20,7 @@ def build_vae(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any
     """A diffusers AutoencoderKL or AutoencoderTiny, in eval mode; ValueError where the checkpoint has no VAE."""
     import diffusers
 
-    held = checkpoint.part("vae")
-    if held is None:
-        raise ValueError("This checkpoint holds a UNet only, and the VAE is needed. Load the whole model.")
-    tensors, config = held
+    tensors, config = _needed(checkpoint, "vae", "VAE")
     # AutoencoderTiny saves its decoder's widths a second time, under a name it does not take back.
     config = {
         k: v for k, v in config.items() if config["_class_name"] != "AutoencoderTiny" or k != "block_out_channels"
@@ -35,11 +32,21 @@ def build_text_encoder(checkpoint: Checkpoint, dtype: torch.dtype = torch.float3
     """A transformers CLIPTextModel, in eval mode; ValueError where the checkpoint has no text encoder."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    held = checkpoint.part("text_encoder")
-    if held is None:
-        raise ValueError("This checkpoint holds a UNet only, and the text encoder is needed. Load the whole model.")
-    tensors, config = held
+    tensors, config = _needed(checkpoint, "text_encoder", "text encoder")
     return _filled(lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), tensors, dtype)
+
+
+def _needed(checkpoint: Checkpoint, part: str, name: str) -> tuple[Weights, Config]:
+    """One part's tensors and config; ValueError, which calls it `name`, where the checkpoint has none."""
+    held = checkpoint.part(part)
+    if held is None:
+        alone = checkpoint.part("text_encoder") is None and checkpoint.part("vae") is None
+        found = "holds a UNet only" if alone else f"has no {name}"
+        raise ValueError(
+            f"This checkpoint {found}, and the {name} is needed. Give the whole model; a UNet in diffusers' layout "
+            "becomes one where its folder takes the place of unet/ in a folder of Stable Diffusion 1.5."
+        )
+    return held
 
 
 def _filled(make: Callable[[], Any], tensors: Weights, dtype: torch.dtype) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .configs import infer_text_config, infer_unet_config, infer_vae_config
-from .diffusers_folder import read_part
+from .diffusers_folder import pipeline_folder, read_part
 from .files import Config, Metadata, Weights, read_weights, sibling
 from .identify import Layout, identify
 from .layouts import OLD_VAE_ATTENTION, PARTS, PREFIXES
@@ -143,15 +143,16 @@ def _matched(part: str, tensors: Weights, config: Config, keys: str, name: str) 
 
 def _read_folder(path: Path, given: Said | None) -> Source:
     layout = identify(path)
-    root = path if (path / "unet").is_dir() else path.parent
+    root = pipeline_folder(path)
     wanted = {"unet": "", "text_encoder": layout.text_prefix, "vae": layout.vae_prefix}
     parts: Parts = {}
     metadata: Metadata = {}
     renamed = {}
     for part in (part for part in PARTS if wanted[part] is not None):
-        tensors, config, header = read_part(root / part, part)
+        folder = path / part if (path / "unet").is_dir() else path
+        tensors, config, header = read_part(folder, part)
         if part == "unet":
-            identify(tensors, f"{root.name}/unet")
+            identify(tensors, folder.absolute().relative_to(root.parent).as_posix())
             metadata = own_metadata(header)
         names = _current_names(part, tensors)
         if any(old != new for old, new in names.items()):

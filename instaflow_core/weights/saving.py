@@ -68,6 +68,7 @@ def save(
             are left out, and `load` finds them there.
     """
     path = Path(path)
+    checkpoint.let_go_of(path)
     elsewhere = set()
     for name in shared:
         inside = read_weights(sibling(path, name))[0]
@@ -103,6 +104,7 @@ def save_part(checkpoint: Checkpoint, part: str, path: str | Path, dtype: torch.
     if held is None:
         raise ValueError(f"The checkpoint has no {part} to save. Save a part it has, or load the whole model.")
     metadata = {"format": "pt", "instaflow.format": "1"} | described_part(checkpoint, part)
+    checkpoint.let_go_of(Path(path))
     write_weights(_ldm_tensors(checkpoint, part, dtype), Path(path), metadata)
 
 
@@ -133,6 +135,7 @@ def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | N
 
     A checkpoint that `convert` made from a folder gives that folder's configs, tokenizer files and tensor names back.
     """
+    checkpoint.let_go_of(Path(path))
     renamed = json.loads(checkpoint.metadata.get("instaflow.renamed", "{}"))
     texts = json.loads(checkpoint.metadata.get("instaflow.folder", "{}"))
     parts = {}

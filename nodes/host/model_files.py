@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +11,12 @@ import folder_paths
 
 _SNAPSHOT = re.compile(r"(?:.*/)?models--([^/]+)--([^/]+)/snapshots/[^/]+")
 """A repository in the Hugging Face cache's layout, whose folder's own name is a commit's."""
+
+
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker")
+"""Folders of a pipeline in diffusers' layout."""
+_UNET_WEIGHTS = "diffusion_pytorch_model."
+"""What weights in such a layout begin with."""
 
 
 def checkpoint_names() -> list[str]:
@@ -49,9 +56,14 @@ def modified(source: str) -> list[tuple[str, int, int]]:
     path = os.fspath(locate(source))
     files = [path]
     if os.path.isdir(path):
-        files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in sorted(names)]
-    found = [(file, os.stat(file)) for file in files if os.path.exists(file)]
+        folders = (path, *(os.path.join(path, part) for part in _PARTS))
+        files = [os.path.join(folder, name) for folder in folders for name in _names_in(folder)]
+    found = [(file, os.stat(file)) for file in files if os.path.isfile(file)]
     return [(file, stat.st_mtime_ns, stat.st_size) for file, stat in found]
+
+
+def _names_in(folder: str) -> list[str]:
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def _source(name: str, files: str, folders: Callable[[], dict[str, str]], looked_in: str) -> str:
@@ -88,16 +100,26 @@ def _unique(*names: list[str] | dict[str, str]) -> list[str]:
 
 
 def _unet_folders() -> dict[str, str]:
-    unets = {f"{name}/unet": os.path.join(path, "unet") for name, path in _diffusers_folders().items()}
-    return {name: path for name, path in unets.items() if os.path.isdir(path)}
+    """The unet/ of each diffusers folder, and folders that are a UNet's own."""
+    pipelines, unets = _folders()
+    inside = {f"{name}/unet": os.path.join(path, "unet") for name, path in pipelines.items()}
+    return {name: path for name, path in inside.items() if os.path.isdir(path)} | unets
 
 
 def _diffusers_folders() -> dict[str, str]:
-    """Diffusers folders under models/diffusers, by their path there: those with a unet/ or a model_index.json.
+    return _folders()[0]
 
-    A snapshot in the Hugging Face cache's layout goes by its repository's name.
+
+def _folders() -> tuple[dict[str, str], dict[str, str]]:
+    """Folders under models/diffusers by their path there: pipelines, with a unet/ or a model_index.json, and UNets,
+    with a config.json and weights of their own.
+
+    A snapshot in the Hugging Face cache's layout goes by its repository's name, models/diffusers itself, where it was
+    downloaded to without a folder of its own, by the name of that. What is hidden is nobody's model: a download keeps
+    its unfinished files there.
     """
-    found: dict[str, str] = {}
+    pipelines: dict[str, str] = {}
+    unets: dict[str, str] = {}
     for root in folder_paths.get_folder_paths("diffusers"):
         seen: set[str] = set()
         for path, folders, files in os.walk(root, followlinks=True):
@@ -106,13 +128,32 @@ def _diffusers_folders() -> dict[str, str]:
                 folders.clear()
                 continue
             seen.add(real)
-            if path != root and ("unet" in folders or "model_index.json" in files):
-                inside = os.path.relpath(path, root).replace(os.sep, "/")
+            found = None
+            if "unet" in folders or "model_index.json" in files:
+                found = pipelines
+            elif "config.json" in files and any(name.startswith(_UNET_WEIGHTS) for name in files):
+                found = unets if _says_unet(os.path.join(path, "config.json")) else None
+            if found is not None:
+                inside = os.path.relpath(path, os.path.dirname(os.path.abspath(root)) if path == root else root)
+                inside = inside.replace(os.sep, "/")
                 name = _by_repository(inside)
                 found.setdefault(inside if name in found else name, path)
-                folders.clear()  # what lies inside belongs to it
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-    return found
+            # What lies inside belongs to it; in models/diffusers itself that is only what has a part's name.
+            inner = set(folders if path != root and found is not None else _PARTS if found is pipelines else ())
+            folders[:] = sorted(folder for folder in folders if not folder.startswith(".") and folder not in inner)
+    return pipelines, unets
+
+
+def _says_unet(config: str) -> bool:
+    """Whether a config.json is a UNet's. One that cannot be read is taken for one: what is wrong is said to who chooses
+    it, and to nobody else."""
+    from ...instaflow_core.weights.diffusers_folder import UNET_CLASS
+
+    try:
+        with open(config, encoding="utf-8") as file:
+            return json.load(file).get("_class_name") == UNET_CLASS
+    except (OSError, ValueError, AttributeError):
+        return True
 
 
 def _by_repository(path: str) -> str:

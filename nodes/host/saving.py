@@ -32,7 +32,7 @@ def merge_delta(model: Any, finetuned: Any, base: Any, strength: float) -> Any:
     unets = {name: m.model_state_dict(_UNET) for name, m in (("base", base), ("model", model))}
     advice = "All three have to be of the same architecture: an InstaFlow, a finetune, and the model it was made from."
     for name, unet in unets.items():
-        check_same(finetuned.model_state_dict(_UNET), unet, ("`finetuned`", f"`{name}`"), advice, dtypes=False)
+        check_same(finetuned.model_state_dict(_UNET), unet, ("`finetuned`", f"`{name}`"), advice)
     difference = finetuned.clone()
     difference.add_patches(base.get_key_patches(_UNET), -1.0, 1.0)
     merged = model.clone()

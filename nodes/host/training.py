@@ -57,7 +57,8 @@ def as_checkpoint(model: Any, clip: Any, vae: Any) -> Checkpoint:
     from ...instaflow_core.weights.checkpoint import load
 
     check_only_weights(model, clip)
-    with tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()) as folder:
+    # An error holds the file that was read until it has been shown, and Windows does not delete that.
+    with tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory(), ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "checkpoint.safetensors"
         saving.write_checkpoint(path, model, clip, vae)
         checkpoint = load(path)

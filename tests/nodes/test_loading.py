@@ -330,6 +330,54 @@ def test_a_repository_of_the_hub_goes_by_its_name(host: Any, litter: Path) -> No
     assert host.run("InstaFlowLoadUNet", unet_name="some/Flow-0.9/unet", weight_dtype="fp32")
 
 
+def test_a_repository_of_a_unet_alone_is_a_unet(host: Any, litter: Path) -> None:
+    folder = litter / "diffusers"
+    shutil.copytree(folder / "folder" / "unet", folder / "someones" / "flow")
+    for name, config in (("vae", '{"_class_name": "AutoencoderKL"}'), ("broken", "{")):
+        shutil.copytree(folder / "folder" / "unet", folder / name)
+        (folder / name / "config.json").write_text(config)
+    choices = host.node("InstaFlowLoadUNet").define_schema().inputs[0].options
+    assert {"someones/flow", "broken", "folder/unet"} <= set(choices) and "vae" not in choices
+    assert "someones/flow" not in host.node("InstaFlowLoadCheckpoint").define_schema().inputs[0].options
+    model, clip, _ = load_all(host, "one-step.safetensors")
+    (unet,) = host.run("InstaFlowLoadUNet", unet_name="someones/flow", weight_dtype="fp32")
+    assert torch.equal(one_step(host, unet, clip), one_step(host, model, clip))
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        host.run("InstaFlowLoadUNet", unet_name="broken", weight_dtype="fp32")
+
+
+def test_a_download_without_a_folder_of_its_own(host: Any, litter: Path) -> None:
+    """`hf download REPOSITORY --local-dir models/diffusers`: the models that were there are there still."""
+    folder = litter / "diffusers"
+    shutil.copytree(folder / "folder", folder, dirs_exist_ok=True)
+    unfinished = folder / ".cache" / "huggingface" / "download" / "unet"
+    shutil.copytree(folder / "folder" / "unet", unfinished)
+    (folder / "folder" / ".cache" / "huggingface" / "download" / "unet").mkdir(parents=True)
+    try:
+        choices = host.node("InstaFlowLoadCheckpoint").define_schema().inputs[0].options
+        unets = host.node("InstaFlowLoadUNet").define_schema().inputs[0].options
+        assert {"diffusers", "folder"} <= set(choices) and {"diffusers/unet", "folder/unet"} <= set(unets)
+        assert not [choice for choice in (*choices, *unets) if ".cache" in choice or choice in ("unet", "vae", ".")]
+        expected = one_step(host, *load_all(host, "one-step.safetensors")[:2])
+        assert torch.equal(one_step(host, *load_all(host, "diffusers")[:2]), expected)
+        before = host.node("InstaFlowLoadCheckpoint").fingerprint_inputs(checkpoint="diffusers")
+        assert not [file for file, *_ in before if "folder/" in file or ".cache" in file]
+    finally:
+        shutil.rmtree(folder / "folder" / ".cache")
+
+
+@pytest.mark.parametrize("name", ["ein Modell [v1.5] 图.SAFETENSORS", "instaflow 0.9B (图).v2"])
+def test_any_name_is_listed_and_loaded(host: Any, litter: Path, name: str) -> None:
+    if name.endswith("SAFETENSORS"):
+        shutil.copy(litter / "checkpoints" / "one-step.safetensors", litter / "checkpoints" / name)
+    else:
+        shutil.copytree(litter / "diffusers" / "folder", litter / "diffusers" / name)
+    assert name in host.node("InstaFlowLoadCheckpoint").define_schema().inputs[0].options
+    assert host.node("InstaFlowLoadCheckpoint").fingerprint_inputs(checkpoint=name)
+    expected = one_step(host, *load_all(host, "one-step.safetensors")[:2])
+    assert torch.equal(one_step(host, *load_all(host, name)[:2]), expected)
+
+
 @pytest.mark.parametrize("source", ["written.safetensors", "written"])
 def test_a_checkpoint_that_was_written_again_is_loaded_again(host: Any, litter: Path, source: str) -> None:
     """The host runs a node again where its fingerprint is another."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import _thread
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from dataclasses import asdict
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_models import save_lora, small_checkpoint
 
 from instaflow_core import __main__ as cli
@@ -249,6 +251,55 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     assert stop.value.code == 0
     said = capsys.readouterr().out
     assert "example:" in said and f"python -m instaflow_core {command} " in said.split("example:")[1]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_name_the_console_cannot_show_is_escaped(
+    encoding: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(models / "one-step.safetensors")
+    for command in (
+        ["generate", "--checkpoint", source, "--prompt", "x", "--out", str(tmp_path / "图.png")],
+        ["convert", source, str(tmp_path / "模型.safetensors")],
+        ["convert", str(tmp_path / "模型.safetensors"), str(tmp_path / "模型")],
+        ["info", str(tmp_path / "模型")],
+    ):
+        console = TextIOWrapper(BytesIO(), encoding)  # as PYTHONIOENCODING makes it
+        monkeypatch.setattr(sys, "stdout", console)
+        monkeypatch.setattr(sys, "stderr", console)
+        assert cli.main(command) == 0
+        console.flush()
+        assert command[-1].encode("ascii", "backslashreplace") in console.buffer.getvalue()  # type: ignore[attr-defined]
+    assert {path.name for path in tmp_path.iterdir()} == {"图.png", "模型.safetensors", "模型"}
+
+
+def test_a_tilde_is_the_home_folder_also_where_no_shell_said_so(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(work)
+    shutil.copytree(models, home / "models")
+    (home / "prompts.txt").write_text("a red circle")
+    names = [f"unet.mid_block.attentions.0.proj_in.lora_{half}.weight" for half in "AB"]
+    save_file({name: torch.ones(2, 2) for name in names}, home / "peft.safetensors")
+    one, two = "~/models/one-step.safetensors", "~/models/teacher.safetensors"
+    for command in (
+        ["info", one],
+        ["convert", one, "~/folder"],
+        ["convert", "~/peft.safetensors", "~/kohya.safetensors"],
+        ["generate", "--checkpoint", one, "--prompt", "x", "--out", "~/a.png"],
+        ["extract-delta", two, one, "~/delta.safetensors"],
+        ["merge-delta", one, "~/delta.safetensors", "~/merged.safetensors"],
+        ["triplets", "--teacher", one, "--prompts", "~/prompts.txt", "--count", "2", "--steps", "1", "--out", "~/set"],
+        ["reflow", "--init", one, "--triplets", "~/set", "--iterations", "1", "--batch-size", "2", "--out", "~/2rf"],
+    ):
+        assert cli.main(command) == 0, capsys.readouterr().err
+    assert list(work.iterdir()) == []
+    made = {"folder", "kohya.safetensors", "a.png", "delta.safetensors", "merged.safetensors", "set", "2rf"}
+    assert made <= {path.name for path in home.iterdir()}
 
 
 def test_no_command_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:

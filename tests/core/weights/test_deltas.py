@@ -24,7 +24,7 @@ from instaflow_core.weights.files import FormatError, read_weights, stream_weigh
 from instaflow_core.weights.identify import identify
 from instaflow_core.weights.layouts import unet_rows
 from instaflow_core.weights.modules import build_unet
-from instaflow_core.weights.saving import cast, save, save_folder
+from instaflow_core.weights.saving import save, save_folder
 
 # Each writes and reads whole models.
 pytestmark = pytest.mark.slow
@@ -220,16 +220,27 @@ def test_models_of_another_architecture(models: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["wide.safetensors"]
 
 
-def test_models_of_other_types(models: Path, tmp_path: Path) -> None:
-    tuned = load(models / "tuned.safetensors")
-    half = replace(tuned, unet=tuned.unet | cast({"conv_in.weight": tuned.unet["conv_in.weight"]}, torch.float16))
-    save(half, tmp_path / "half.safetensors")
-    with pytest.raises(
-        FormatError,
-        match=r"1 of types that cannot be added \(input_blocks.0.0.weight: \(64, 4, 3, 3\) float16 and \(64, 4, 3, 3\) "
-        r"float32\). Expected the same names, shapes and types in both. .*convert SOURCE DESTINATION --dtype",
-    ):
-        extract(tmp_path / "half.safetensors", models / "base.safetensors", tmp_path / "delta.safetensors")
+@pytest.mark.parametrize("kept", [torch.float32, torch.float16])
+def test_models_of_other_types(kept: torch.dtype, models: Path, tmp_path: Path) -> None:
+    tuned, base = load(models / "tuned.safetensors").unet, load(models / "base.safetensors").unet
+    save(load(models / "tuned.safetensors"), tmp_path / "half.safetensors", torch.float16)
+    types = extract(tmp_path / "half.safetensors", models / "base.safetensors", tmp_path / "delta.safetensors", kept)
+    assert types == ("float16", "float32")
+    difference = load_file(tmp_path / "delta.safetensors")["diffusion_model.out.2.diff"]
+    expected = tuned["conv_out.weight"].half().float() - base["conv_out.weight"]
+    assert difference.dtype == kept and torch.equal(difference, expected.to(kept))
+
+
+def test_the_command_says_in_what_type_a_difference_of_two_types_is(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = tmp_path / "half.safetensors"
+    save(load(models / "tuned.safetensors"), half, torch.float16)
+    delta = str(tmp_path / "delta.safetensors")
+    assert cli.main(["extract-delta", str(half), str(models / "base.safetensors"), delta]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{delta}\n"
+    assert "The finetune is in float16, its base in float32; the difference is in float32.\n" in said.err
 
 
 def drop(tensors: dict[str, Tensor]) -> None:

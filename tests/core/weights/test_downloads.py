@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from small_models import small_checkpoint
 from torch import Tensor
 
+from instaflow_core.__main__ import main
 from instaflow_core.weights.checkpoint import Checkpoint, load
 from instaflow_core.weights.conversion import convert
 from instaflow_core.weights.files import FormatError, read_weights
 from instaflow_core.weights.matching import _PLAIN_UNET, rows_of
+from instaflow_core.weights.modules import build_vae
 from instaflow_core.weights.saving import save, save_folder, single_file
 
 Weights = dict[str, Tensor]
@@ -193,6 +196,121 @@ def test_the_best_of_several_files_is_taken(folder: Path, checkpoint: Checkpoint
     assert same(load(folder).unet, half)
 
 
+def test_a_text_encoder_in_pickled_pieces(folder: Path, checkpoint: Checkpoint) -> None:
+    whole = folder / "text_encoder" / "model.safetensors"
+    names = sorted(tensors := load_file(whole))
+    weight_map = {}
+    for number, inside in enumerate((names[:10], names[10:]), 1):
+        piece = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({f"module.{name}": tensors[name] for name in inside}, whole.with_name(piece))
+        weight_map |= dict.fromkeys(inside, piece)
+    whole.with_name("pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    whole.unlink()
+    assert same_models(load(folder), checkpoint)
+
+
+@pytest.mark.parametrize("weight_map", [["a.safetensors"], {"conv_in.weight": 5}, "a.safetensors", None])
+def test_an_index_that_names_no_files(weight_map: Any, folder: Path) -> None:
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.unlink()
+    unet.with_name(unet.name + ".index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(FormatError, match=r"safetensors\.index\.json lists no files of weights"):
+        load(folder)
+
+
+def test_an_index_in_place_of_the_weights_is_told(folder: Path) -> None:
+    in_pieces(
+        folder / "unet" / "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+        "diffusion_pytorch_model-0000{}-of-00002.safetensors",
+    )
+    for name in ("diffusion_pytorch_model.safetensors.index.json", "config.json"):
+        with pytest.raises(FormatError, match=rf"{name} is a JSON file, not weights.* Name the folder it lies in"):
+            load(folder / "unet" / name)
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_folder_of_variants(variant: str, folder: Path, checkpoint: Checkpoint) -> None:
+    """As `from_pretrained(..., variant="fp16")` loads it: every part's file says so in its name."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+    for path in list(folder.glob("*/*.safetensors")):
+        tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+        save_file(tensors, path.with_suffix(f".{variant}.safetensors"), {"format": "pt"})
+        path.unlink()
+    loaded = load(folder)
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = loaded.part(part), checkpoint.part(part)
+        assert ours and theirs and same(ours[0], {name: tensor.to(dtype) for name, tensor in theirs[0].items()})
+
+
+# --- a UNet's own folder ---
+
+
+@pytest.fixture
+def unet_repository(folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A repository of a UNet alone, as `save_pretrained` writes it: nothing in it from this pack."""
+    root = tmp_path / "someones-unet"
+    shutil.copytree(folder / "unet", root)
+    save_file(checkpoint.unet, root / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    return root
+
+
+def test_a_repository_of_a_unet_alone(
+    unet_repository: Path, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(unet_repository)
+    assert same(loaded.unet, checkpoint.unet) and loaded.vae is None and loaded.text_encoder is None
+    assert (loaded.prediction, loaded.prediction_is_assumed) == ("velocity", True)
+    assert load(unet_repository, "epsilon").prediction == "epsilon"
+    monkeypatch.chdir(unet_repository)
+    assert same(load(".").unet, checkpoint.unet)
+    convert(unet_repository, tmp_path / "unet.safetensors")
+    convert(tmp_path / "unet.safetensors", tmp_path / "back")
+    assert same(load(tmp_path / "unet.safetensors").unet, checkpoint.unet)
+    assert same(load(tmp_path / "back" / "unet").unet, checkpoint.unet)
+
+
+def test_any_unet_in_a_pipeline_is_what_the_pipeline_says(
+    unet_repository: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own unet/, named from within too, and the average that diffusers' trainers keep beside it."""
+    shutil.copytree(unet_repository, folder / "unet_ema")
+    shutil.copy(unet_repository / "diffusion_pytorch_model.safetensors", folder / "unet")
+    for path in (folder / "unet", folder / "unet_ema"):
+        monkeypatch.chdir(path)
+        for loaded in (load(path), load(".")):
+            assert loaded.said_by == "model_index.json, which names a RectifiedFlowPipeline"
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "ControlNetModel"])
+def test_a_folder_of_another_model_is_named(kind: str, unet_repository: Path) -> None:
+    (unet_repository / "config.json").write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(FormatError, match=f"The folder someones-unet is a {kind}"):
+        load(unet_repository)
+
+
+def test_a_teacher_without_text_encoder_is_told_so(
+    unet_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle")
+    names = [
+        "--teacher",
+        str(unet_repository),
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    assert main(["triplets", *names, "--count", "1", "--prediction", "epsilon", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "holds a UNet only, and the text encoder is needed. Give the whole model" in said
+
+
+def test_what_a_model_lacks_is_what_is_said(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match="has no VAE, and the VAE is needed"):
+        build_vae(replace(checkpoint, vae=None))
+
+
 # --- hub caches ---
 
 
@@ -236,6 +354,15 @@ def test_a_link_called_after_the_model_says_what_it_is(folder: Path, tmp_path: P
     assert load(tmp_path / "2_rectified_flow_from_sd_1_5").stage == "2-rectified-flow"
 
 
+def test_a_hub_snapshot_that_is_not_whole(folder: Path, tmp_path: Path) -> None:
+    snapshot = hub_snapshot(folder, tmp_path / "hub", "instaflow_0_9B_from_sd_1_5")
+    weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.resolve().unlink()
+    assert weights.is_symlink()
+    with pytest.raises(FormatError, match=r"unet has no weights.*Download the whole folder"):
+        load(snapshot)
+
+
 # --- names on disk ---
 
 
@@ -257,6 +384,21 @@ def test_a_file_may_have_any_name(name: str, folder: Path, checkpoint: Checkpoin
     assert (tmp_path / name).is_file() and same_models(load(tmp_path / name), checkpoint)
 
 
+def test_every_command_reads_and_writes_any_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    place = tmp_path / "ein Ordner [v1.5] 图"
+    flow, base, delta, merged = (
+        str(place / name) for name in ("A.B.SAFETENSORS", "模型", "Δ.Safetensors", "a b.SAFETENSORS")
+    )
+    save(checkpoint, flow)
+    save_folder(checkpoint, base)
+    assert main(["info", flow]) == 0
+    assert main(["extract-delta", flow, base, delta]) == 0
+    assert main(["merge-delta", base, delta, merged, "--clip-vae", flow]) == 0
+    assert main(["merge-delta", base, delta, merged, "--force"]) == 0
+    assert same_models(load(merged), checkpoint)
+    assert sorted(path.name for path in place.iterdir()) == sorted(Path(p).name for p in (flow, base, delta, merged))
+
+
 @pytest.mark.parametrize("ending", [".ckpt", ".PT", ".bin", ".Pth"])
 def test_pickles_are_not_written(ending: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"Expected a name ending in \.safetensors, or a folder's name"):
@@ -267,15 +409,19 @@ def test_pickles_are_not_written(ending: str, folder: Path, tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_replaced_stays(
     folder: Path, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace = os.replace
+    rename = os.replace
 
     def refuse(source: Path, destination: Path) -> None:
         if Path(destination) == folder and Path(source).suffix == ".tmp":
             raise PermissionError("in use")
-        replace(source, destination)
+        rename(source, destination)
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError, match="in use"):
-        save_folder(checkpoint, folder)
+    changed = replace(checkpoint, unet={name: tensor + 1 for name, tensor in checkpoint.unet.items()})
+    with pytest.raises(
+        PermissionError, match=r"cannot be replaced \(in use\)\. The new one is whole, at .*model\.new\."
+    ):
+        save_folder(changed, folder)
     assert same_models(load(folder), checkpoint)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert same_models(load(tmp_path / "model.new"), changed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.new"]

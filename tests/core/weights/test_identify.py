@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sd15 import TEXT as SD15_TEXT
 from sd15 import UNET as SD15_UNET
@@ -440,6 +441,22 @@ def test_a_broken_file_is_named_for_what_it_is(name: str, tmp_path: Path) -> Non
     with pytest.raises(FormatError, match=said) as caught:
         identify(path)
     assert "model.safetensors" in str(caught.value)
+
+
+def test_a_header_is_as_long_as_the_library_allows(tmp_path: Path) -> None:
+    """The file is as long as its header says, and a gigabyte is not read to find that out."""
+    path = tmp_path / "long.safetensors"
+    for length, said in (
+        (100_000_001, "would be 100,000,001 bytes long. Expected at most 100,000,000"),
+        (2**30, "at most"),
+    ):
+        with path.open("wb") as file:
+            file.write(length.to_bytes(8, "little") + b"{")
+            file.truncate(8 + length)
+        with pytest.raises(FormatError, match=said):
+            read_weights(path)
+        with pytest.raises(SafetensorError, match=r"(?i)header.*too.*large"):
+            safe_open(path, "pt").__enter__()
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

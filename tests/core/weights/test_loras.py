@@ -62,7 +62,7 @@ def test_text_encoder_names(tmp_path: Path) -> None:
 
 def test_alpha(tmp_path: Path) -> None:
     """From the tensors, else from the header, else from the adapter_config.json PEFT writes beside the file."""
-    path, out = tmp_path / "lora.safetensors", tmp_path / "out.safetensors"
+    path, out = tmp_path / "adapter_model.safetensors", tmp_path / "out.safetensors"
     name, expected = f"unet.{LAYER}.to_q", f"lora_unet_{LAYER.replace('.', '_')}_to_q.alpha"
     tensors = pair(name, ".lora_A.weight", ".lora_B.weight")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 5, "r": 2}))
@@ -77,12 +77,22 @@ def test_alpha(tmp_path: Path) -> None:
     assert load_file(out)[expected] == 3
 
 
+@pytest.mark.parametrize(
+    "name", ["mine.safetensors", "adapter_model_v2.safetensors", "pytorch_lora_weights.safetensors"]
+)
+def test_a_config_beside_another_lora_is_not_its_own(name: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 5, "r": 2, "use_rslora": True}))
+    save_file(pair(f"{LAYER}.to_q", ".lora_A.weight", ".lora_B.weight"), tmp_path / name)
+    convert_lora(tmp_path / name, tmp_path / "out.safetensors")
+    assert not [key for key in load_file(tmp_path / "out.safetensors") if key.endswith(".alpha")]
+
+
 @pytest.mark.parametrize("option", [{"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"to_q": 4}}])
 def test_strengths_that_names_cannot_say(tmp_path: Path, option: dict[str, object]) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 5, "r": 2} | option))
-    save_file(pair(f"{LAYER}.to_q", ".lora_A.weight", ".lora_B.weight"), tmp_path / "lora.safetensors")
+    save_file(pair(f"{LAYER}.to_q", ".lora_A.weight", ".lora_B.weight"), tmp_path / "adapter_model.safetensors")
     with pytest.raises(FormatError, match=f"was made with {next(iter(option))}"):
-        convert_lora(tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
+        convert_lora(tmp_path / "adapter_model.safetensors", tmp_path / "out.safetensors")
 
 
 def test_tensors_of_another_kind(tmp_path: Path) -> None:
