@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..flow.sampling import sample_latents
+from ..generate import settled_size
 from ..text import encode_prompts
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import fingerprint
@@ -127,10 +128,7 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
             raise ValueError(f"{name} is {getattr(config, name)}. Give 1 or more.")
     if not 0 <= config.empty_share < 1:
         raise ValueError(f"empty_share is {config.empty_share}. Give a share from 0 to 1, such as 0.1.")
-    unit = teacher.latent_downscale
-    width, height = config.width or teacher.native_size, config.height or teacher.native_size
-    if width % unit or height % unit:
-        raise ValueError(f"{width} x {height} does not fit this autoencoder. Give multiples of {unit}.")
+    width, height = settled_size(teacher, config.width, config.height)
     solver = "Euler" if teacher.is_flow else "DPM-Solver++"
     source = {
         "teacher": fingerprint(teacher.unet),

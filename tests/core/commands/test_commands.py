@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from argparse import ArgumentTypeError
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from safetensors.torch import load_file
 from small_models import save_lora, small_checkpoint
 
 from instaflow_core import __main__ as cli
+from instaflow_core.commands import generating
+from instaflow_core.commands.common import device
+from instaflow_core.commands.memory import memory_advice
 from instaflow_core.flow.diffusion import dpm_solver
 from instaflow_core.flow.guidance import GuidedUNet
 from instaflow_core.flow.noise import draw_noise
@@ -143,10 +147,12 @@ def test_pictures_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
         (["--batch-size", 0], "batch-size is 0. Give 1 or more."),
         (["--width", 60], "width 60 does not fit this autoencoder. Give a multiple of 8, 8 or more"),
         (["--height", -8], "height -8 does not fit"),
+        (["--width", 0], "width 0 does not fit"),
         (["--guidance", 2], "guidance is 2.0, and a one-step InstaFlow was trained without guidance"),
         (["--seed", -1], "the seed is -1"),
         (["--seed", "x"], "argument --seed: invalid"),
         (["--device", "tpu"], "this machine has no device 'tpu'; it has cpu"),
+        (["--device", "cpu:1"], "this machine has no device 'cpu:1'; it has cpu"),
         (["--draw", "torch"], "argument --draw: invalid choice"),
         (["--out", "a.jpg"], "--out a.jpg is not a PNG"),
         (["--checkpoint", "built-in: cats"], "No built-in model is called 'built-in: cats'"),
@@ -159,6 +165,88 @@ def test_generate_refuses(
     start = ["generate", "--checkpoint", models / "one-step.safetensors", "--prompt", "x", "--out", tmp_path / "a.png"]
     assert said in refused(capsys, *start, *options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of two cards."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    names = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
+    assert [device(name) for name in names] == ["cuda", "cpu", "cuda", "cuda:0", "cuda:1"]
+    for name in ("cuda:7", "cuda:2", "cuda:x", "cuda:", "mps", ""):
+        with pytest.raises(ArgumentTypeError, match=f"no device '{name}'; it has cpu, cuda:0, cuda:1$"):
+            device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device("auto") == "mps"
+    with pytest.raises(ArgumentTypeError, match=r"no device 'cuda'; it has cpu, mps$"):
+        device("cuda")
+
+
+# --- memory that does not suffice -------------------------------------------------------------------------------------
+
+
+def test_more_pictures_than_memory_holds(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A petabyte of noise, more than a process can address."""
+    more = ["--batch-size", 10**12, "--device", "cpu", "--out", tmp_path / "a.png"]
+    said = refused(capsys, "generate", "--checkpoint", models / "one-step.safetensors", "--prompt", "x", *more)
+    assert said.startswith("python -m instaflow_core generate: error: the memory of cpu does not suffice (")
+    assert "1024000000000000 bytes" in said
+    assert "give a smaller --batch-size, a smaller --width and --height, --dtype bf16; or end other programs" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.12 GiB is "
+    "free. Including non-PyTorch memory, this process has 22.51 GiB memory in use."
+)
+MPS = (
+    "MPS backend out of memory (MPS allocated: 17.95 GB, other allocations: 1.00 KB, max allowed: 18.13 GB). Tried to "
+    "allocate 256.00 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit for memory "
+    "allocations (may cause system failure)."
+)
+WINDOWS = (
+    "[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.cuda.OutOfMemoryError(CUDA), "(CUDA out of memory. Tried to allocate 20.00 GiB)"),
+        (RuntimeError(MPS), "(MPS backend out of memory"),
+        (RuntimeError(WINDOWS), "not enough memory: you tried to allocate 8 bytes)"),
+        (MemoryError(), "(nothing is left)"),
+    ],
+)
+def test_out_of_memory_is_one_line_on_every_device(
+    error: Exception, words: str, models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(generating, "generate", exhausted)
+    said = refused(capsys, "generate", "--checkpoint", models / "one-step.safetensors", "--prompt", "x")
+    assert words in said and "give a smaller --batch-size" in said and "PYTORCH_MPS" not in said
+
+
+def test_a_training_out_of_memory_is_told_what_lowers_its_need() -> None:
+    asked = ["reflow", "--init", "a", "--triplets", "b", "--iterations", "1", "--out", "c", "--device", "cpu"]
+    said = memory_advice(torch.cuda.OutOfMemoryError(CUDA), cli._parser().parse_args(asked))
+    for option in ("--accumulate", "--precision bf16", "--gradient-checkpointing", "--method lora", "adamw8bit"):
+        assert option in said
+    said = memory_advice(MemoryError(), cli._parser().parse_args(["info", "a"]))
+    assert said.endswith("To have more, end other programs there.")
+
+
+def test_another_error_keeps_its_traceback(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(generating, "generate", broken)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main(["generate", "--checkpoint", str(models / "one-step.safetensors"), "--prompt", "x"])
 
 
 def test_generate_needs_the_whole_model(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

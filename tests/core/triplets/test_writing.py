@@ -125,6 +125,12 @@ def test_the_solver_keeps_float32_whatever_the_network_computes_in():
     assert unet.asked == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("sides", [{"width": 0}, {"height": 0}, {"width": -8}, {"height": 60}])
+def test_a_size_the_autoencoder_cannot_make_is_an_error(sides):
+    with pytest.raises(ValueError, match=r"does not fit this autoencoder. Give a multiple of 8, 8 or more"):
+        describe_set(small_checkpoint("teacher", "epsilon"), SetConfig(count=1, **sides), PROMPTS)
+
+
 def test_no_prompts_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         SetWriter(Storage(tmp_path), INFO).write([], double, 8)
