@@ -50,7 +50,8 @@ Generate = Callable[[list[str], Tensor], Tensor]
 class SetWriter:
     """A set in the making. Its place is taken at once: by writing there how the set is made.
 
-    Where several processes make a set, the first must have taken the place before the others come.
+    Several may make the same set; of two that would make different ones in one place at once, one gives up before its
+    first shard.
 
     Raises:
         ValueError: the place holds a set that was made otherwise.
@@ -60,10 +61,18 @@ class SetWriter:
         self.storage, self.info = storage, info
         if SET_FILE not in storage.names():
             storage.write(SET_FILE, format_info(info))
-            return
-        there = parse_info(storage.read(SET_FILE))
-        if _identity(there) != _identity(info):
-            raise ValueError(f"{storage} holds {there}, and this run would make {info}. Choose another folder.")
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Raise ValueError where the place holds another set.
+
+        Not every filesystem can refuse a file to the second who writes it: two that start at once may both have found
+        the place empty, and the later set.json holds. So it is looked at again before each shard."""
+        there = parse_info(self.storage.read(SET_FILE))
+        if _identity(there) != _identity(self.info):
+            raise ValueError(
+                f"{self.storage} holds {there}, and this run would make {self.info}. Choose another folder."
+            )
 
     def count_of(self, part: int, parts: int) -> int:
         """How many triplets are in the shards of one of several processes."""
@@ -87,7 +96,7 @@ class SetWriter:
                 on it.
 
         Raises:
-            ValueError: there are no prompts.
+            ValueError: there are no prompts, or the place holds another set by now.
         """
         if not prompts:
             raise ValueError("There are no prompts to make triplets from; give at least one.")
@@ -107,6 +116,7 @@ class SetWriter:
                 if progress:
                     progress(len(made))
             triplets = Triplets(self.info, list(indices), texts, torch.cat(latents))
+            self._check_place()
             self.storage.write(shard_name(shard), format_shard(triplets))
 
 
