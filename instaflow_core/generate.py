@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .atomic import replacing
+from .flow.diffusion import check_zero_snr
 from .flow.noise import draw_noise
 from .flow.sampling import sample_latents
 from .pictures.images import image_pictures
@@ -42,9 +43,10 @@ class GenerationRequest:
     def settled(self, checkpoint: Checkpoint) -> "GenerationRequest":
         """The same request with every None filled in.
 
-        Raises ValueError for a size the autoencoder cannot make, an empty batch, no steps, or guidance for a one-step
-        model, which was trained without.
+        Raises ValueError for a size the autoencoder cannot make, an empty batch, no steps, guidance for a one-step
+        model, which was trained without, or a noise schedule that its prediction cannot be sampled on.
         """
+        check_zero_snr(checkpoint.prediction, checkpoint.zero_snr)
         teaches = not checkpoint.is_flow
         width, height = settled_size(checkpoint, self.width, self.height)
         settled = GenerationRequest(
@@ -112,7 +114,15 @@ def generate(
     shape = (request.batch_size, *checkpoint.latent_shape(request.width, request.height))
     noise = draw_noise(request.seed, shape, request.draw).to(device, dtype)
     latents = sample_latents(
-        unet, checkpoint.prediction, text, negative, noise, request.steps, request.guidance, callback
+        unet,
+        checkpoint.prediction,
+        text,
+        negative,
+        noise,
+        request.steps,
+        request.guidance,
+        callback,
+        checkpoint.zero_snr,
     )
     pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
     return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..flow.diffusion import check_zero_snr
 from ..flow.sampling import sample_latents
 from ..generate import settled_size
 from ..text import encode_prompts
@@ -131,8 +132,10 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
     with.
 
     Raises:
-        ValueError: a number of the configuration is too small, or the size does not fit the teacher's autoencoder.
+        ValueError: a number of the configuration is too small, the size does not fit the teacher's autoencoder, or its
+            prediction cannot be sampled on its noise schedule.
     """
+    check_zero_snr(teacher.prediction, teacher.zero_snr)
     for name in ("count", "steps", "batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}. Give 1 or more.")
@@ -140,6 +143,8 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
         raise ValueError(f"empty_share is {config.empty_share}. Give a share from 0 to 1, such as 0.1.")
     width, height = settled_size(teacher, config.width, config.height)
     solver = "Euler" if teacher.is_flow else "DPM-Solver++"
+    if teacher.zero_snr:
+        solver += " from zero SNR"
     source = {
         "teacher": fingerprint(teacher.unet),
         "stage": teacher.stage,
@@ -177,13 +182,15 @@ def make_set(
     """
     encoder = build_text_encoder(teacher, config.dtype).to(device)
     unet = build_unet(teacher, config.dtype).to(device)
-    generate = latent_maker(encoder, unet, teacher.prediction, config.steps, config.guidance)
+    generate = latent_maker(encoder, unet, teacher.prediction, config.steps, config.guidance, teacher.zero_snr)
     if config.empty_share:
         prompts = with_empty(prompts, config.count, config.empty_share)
     writer.write(prompts, _finite(generate), config.batch_size, progress, part, parts)
 
 
-def latent_maker(text_encoder: Any, unet: Any, prediction: str, steps: int, guidance: float) -> Generate:
+def latent_maker(
+    text_encoder: Any, unet: Any, prediction: str, steps: int, guidance: float, zero_snr: bool = False
+) -> Generate:
     """What `SetWriter.write` makes latents with: `sample_latents`, guided away from the empty prompt, on the UNet's
     device. The UNet computes in its own type, the solver in float32: in half precision each step would round the
     latents to eight bits, and they would start from another noise than the set says."""
@@ -195,7 +202,8 @@ def latent_maker(text_encoder: Any, unet: Any, prediction: str, steps: int, guid
     @torch.no_grad()
     def generate(texts: list[str], noise: Tensor) -> Tensor:
         states = encode_prompts(text_encoder, texts)
-        return sample_latents(predict, prediction, states, empty, noise.to(weight.device), steps, guidance)
+        x = noise.to(weight.device)
+        return sample_latents(predict, prediction, states, empty, x, steps, guidance, zero_snr=zero_snr)
 
     return generate
 

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_models import save_lora, small_checkpoint
 
 from instaflow_core import __main__ as cli
@@ -29,9 +31,11 @@ from instaflow_core.flow.guidance import GuidedUNet
 from instaflow_core.flow.noise import draw_noise
 from instaflow_core.generate import GenerationRequest, generate, save_pictures
 from instaflow_core.text import encode_prompts
+from instaflow_core.triplets.format import read_info, read_shard
+from instaflow_core.triplets.storage import Storage
 from instaflow_core.weights.checkpoint import Checkpoint, load
 from instaflow_core.weights.modules import build_text_encoder, build_unet, build_vae
-from instaflow_core.weights.saving import save
+from instaflow_core.weights.saving import save, save_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -103,6 +107,88 @@ def test_a_teacher_is_sampled_as_a_diffusion_model(models: Path) -> None:
     latents = dpm_solver(GuidedUNet(build_unet(checkpoint), text, negative, 5.0), noise, 25)
     expected = (build_vae(checkpoint).decode(latents).sample / 2 + 0.5).clamp(0, 1)
     assert torch.allclose(generate(checkpoint, request), expected, atol=1e-5)
+
+
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+
+
+@pytest.fixture(scope="module")
+def zero_snr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A teacher trained to zero terminal SNR as diffusers and as other trainers keep it: a folder whose scheduler says
+    so, and a file of the same weights with the markers."""
+    place = tmp_path_factory.mktemp("zero-snr")
+    teacher = small_checkpoint("teacher", "v", seed=4)
+    save_folder(teacher, place / "folder")
+    scheduler = place / "folder" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | ZERO_SNR | {"_class_name": "DDIMScheduler"}))
+    save(teacher, place / "file.safetensors")
+    with safe_open(place / "file.safetensors", "pt") as file:
+        header = file.metadata()
+    markers = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    configs = {name: text for name, text in header.items() if name.endswith("_config")}
+    save_file(load_file(place / "file.safetensors") | markers, place / "file.safetensors", configs)
+    return place / "folder", place / "file.safetensors"
+
+
+@torch.no_grad()
+def test_a_teacher_with_zero_terminal_snr(zero_snr: tuple[Path, Path], tmp_path: Path) -> None:
+    """Sampled as diffusers samples that folder, also from a file with the markers, also when saved again."""
+    scheduler = DPMSolverMultistepScheduler.from_pretrained(zero_snr[0] / "scheduler")
+    scheduler.set_timesteps(6)
+    checkpoint = load(zero_snr[0])
+    text, negative = (encode_prompts(build_text_encoder(checkpoint), [prompt]) for prompt in ("a red circle", ""))
+    guided, x = GuidedUNet(build_unet(checkpoint), text, negative, 3.0), draw_noise(2, (1, 4, 8, 8))
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(guided(x, timestep), timestep, x).prev_sample
+    expected = (build_vae(checkpoint).decode(x).sample / 2 + 0.5).clamp(0, 1)
+    save(checkpoint, tmp_path / "again.safetensors")
+    assert "ztsnr" in load_file(tmp_path / "again.safetensors")
+    save_folder(load(zero_snr[1]), tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "model_index.json").read_text())["scheduler"][1] == "DDIMScheduler"
+    kept = DDIMScheduler.from_pretrained(tmp_path / "again" / "scheduler").config
+    assert {name: kept[name] for name in ZERO_SNR} == ZERO_SNR
+    for source in (*zero_snr, tmp_path / "again.safetensors", tmp_path / "again"):
+        made = load(source)
+        request = GenerationRequest("a red circle", seed=2, steps=6, guidance=3.0).settled(made)
+        assert torch.allclose(generate(made, request), expected, atol=1e-5)
+
+
+def test_triplets_of_a_teacher_with_zero_terminal_snr(
+    zero_snr: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `generate` samples it; the set says so, and another schedule would be another set."""
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    numbers = ["--count", "1", "--steps", "3", "--guidance", "1", "--seed", "5", "--device", "cpu"]
+    names = ["--teacher", str(zero_snr[1]), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "set")]
+    assert cli.main(["triplets", *names, *numbers]) == 0
+    storage = Storage(tmp_path / "set")
+    info = read_info(storage)
+    assert info.source["solver"] == "DPM-Solver++ from zero SNR"
+    checkpoint = load(zero_snr[1])
+    text = encode_prompts(build_text_encoder(checkpoint), ["a red circle"])
+    with torch.no_grad():
+        latents = dpm_solver(GuidedUNet(build_unet(checkpoint), text), info.noise([0]), 3, None, "v", True)
+    torch.testing.assert_close(read_shard(storage, info, 0).latents.float(), latents, rtol=1e-2, atol=1e-2)
+    capsys.readouterr()
+
+
+def test_zero_terminal_snr_with_a_prediction_of_the_noise_is_refused(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    save_folder(load(models / "teacher.safetensors"), folder)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"rescale_betas_zero_snr": True}))
+    (tmp_path / "prompts.txt").write_text("x\n")
+    said = refused(capsys, "generate", "--checkpoint", folder, "--prompt", "x", "--out", tmp_path / "a.png")
+    assert "zero terminal SNR, and predicts epsilon" in said and "Say --prediction v if" in said
+    named = ["--prompts", tmp_path / "prompts.txt", "--count", 1, "--out", tmp_path / "set"]
+    assert "zero terminal SNR" in refused(capsys, "triplets", "--teacher", folder, *named)
+    assert not (tmp_path / "set").exists()
+    assert cli.main(["generate", "--checkpoint", str(folder), "--prediction", "v", "--prompt", "x", "--steps", "1",
+                     "--out", str(tmp_path / "a.png")]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert "zero terminal SNR" in refused(capsys, "evaluate", "--checkpoint", folder)
 
 
 def test_generate_writes_a_png_that_says_how_it_was_made(
