@@ -10,11 +10,12 @@ from .commands.deltas import add_extract_delta, add_merge_delta
 from .commands.evaluation import add_evaluate
 from .commands.files import add_convert, add_info
 from .commands.generating import add_generate
+from .commands.memory import is_out_of_memory, memory_advice
 from .commands.training import add_distill, add_reflow, add_triplets
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 2 for bad input, 130 when interrupted."""
+    """Run one command; the exit code is 2 for bad input, also for more than fits into memory, 130 when interrupted."""
     # A name that the console cannot show is printed escaped, and does not make a failure of a command that has ended.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
@@ -29,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         # Bad input by the core's rule: what was found, what was expected, what to do next.
         print(f"{parser.prog} {options.command}: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{parser.prog} {options.command}: error: {memory_advice(error, options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .atomic import replacing
+from .flow.diffusion import check_zero_snr
 from .flow.noise import draw_noise
 from .flow.sampling import sample_latents
 from .pictures.images import image_pictures
@@ -42,10 +43,12 @@ class GenerationRequest:
     def settled(self, checkpoint: Checkpoint) -> "GenerationRequest":
         """The same request with every None filled in.
 
-        Raises ValueError for a size the autoencoder cannot make, an empty batch, no steps, or guidance for a one-step
-        model, which was trained without.
+        Raises ValueError for a size the autoencoder cannot make, an empty batch, no steps, guidance for a one-step
+        model, which was trained without, or a noise schedule that its prediction cannot be sampled on.
         """
+        check_zero_snr(checkpoint.prediction, checkpoint.zero_snr)
         teaches = not checkpoint.is_flow
+        width, height = settled_size(checkpoint, self.width, self.height)
         settled = GenerationRequest(
             **asdict(self)
             | {
@@ -53,18 +56,10 @@ class GenerationRequest:
                 "guidance": (TEACHER_GUIDANCE if teaches else checkpoint.guidance)
                 if self.guidance is None
                 else self.guidance,
-                "width": self.width or checkpoint.native_size,
-                "height": self.height or checkpoint.native_size,
+                "width": width,
+                "height": height,
             }
         )
-        unit = checkpoint.latent_downscale
-        for name in ("width", "height"):
-            pixels = getattr(settled, name)
-            if pixels < unit or pixels % unit:
-                raise ValueError(
-                    f"{name} {pixels} does not fit this autoencoder. Give a multiple of {unit}, {unit} or more; "
-                    f"the model was trained on {checkpoint.native_size}."
-                )
         if settled.batch_size < 1:
             raise ValueError(f"batch-size is {settled.batch_size}. Give 1 or more.")
         if settled.steps is None or settled.steps < 1:
@@ -75,6 +70,22 @@ class GenerationRequest:
                 "Leave it at 1.0, or use a 2-rectified flow, which takes 1.0 to 2.0."
             )
         return settled
+
+
+def settled_size(checkpoint: Checkpoint, width: int | None, height: int | None) -> tuple[int, int]:
+    """The width and height of pictures in pixels: the native size where None.
+
+    Raises ValueError for a size the autoencoder cannot make.
+    """
+    unit, native = checkpoint.latent_downscale, checkpoint.native_size
+    sides = {"width": native if width is None else width, "height": native if height is None else height}
+    for name, pixels in sides.items():
+        if pixels < unit or pixels % unit:
+            raise ValueError(
+                f"{name} {pixels} does not fit this autoencoder. Give a multiple of {unit}, {unit} or more; "
+                f"the model was trained on {native}."
+            )
+    return sides["width"], sides["height"]
 
 
 @torch.no_grad()
@@ -103,7 +114,15 @@ def generate(
     shape = (request.batch_size, *checkpoint.latent_shape(request.width, request.height))
     noise = draw_noise(request.seed, shape, request.draw).to(device, dtype)
     latents = sample_latents(
-        unet, checkpoint.prediction, text, negative, noise, request.steps, request.guidance, callback
+        unet,
+        checkpoint.prediction,
+        text,
+        negative,
+        noise,
+        request.steps,
+        request.guidance,
+        callback,
+        checkpoint.zero_snr,
     )
     pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
     return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)

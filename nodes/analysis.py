@@ -120,7 +120,7 @@ class InstaFlowStraightness(io.ComfyNode):
 
 
 class InstaFlowCompare(io.ComfyNode):
-    """One step of InstaFlow beside many of a diffusion model, with the time each takes."""
+    """One step of InstaFlow, or few, beside many of a diffusion model, with the time each takes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -128,16 +128,19 @@ class InstaFlowCompare(io.ComfyNode):
             node_id="InstaFlowCompare",
             display_name="InstaFlow Compare",
             category="InstaFlow/analysis",
-            description="One step of InstaFlow beside many steps of a diffusion model from the same seed, with the "
-            "seconds each takes from noise to picture under it. Loading and text encoding are not counted.",
+            description="One step of InstaFlow, or few of a 2-rectified flow, beside many steps of a diffusion model "
+            "from the same seed, with the seconds each takes from noise to picture under it. Loading and text encoding "
+            "are not counted.",
             search_aliases=["compare", "benchmark", "side by side", "speed", "timing", "stable diffusion"],
             inputs=[
-                io.Model.Input("model", tooltip="The InstaFlow, which takes one step without guidance."),
+                io.Model.Input("model", tooltip="The InstaFlow, or the 2-rectified flow it was distilled from."),
                 io.Model.Input(
                     "teacher", tooltip="The model to compare with, such as Stable Diffusion 1.5 from a stock loader."
                 ),
                 io.Conditioning.Input("positive", tooltip="The prompt for both. They share Stable Diffusion's CLIP."),
-                io.Conditioning.Input("negative", tooltip="The teacher's negative prompt; an empty one will do."),
+                io.Conditioning.Input(
+                    "negative", tooltip="The negative prompt wherever guidance is above 1; an empty one will do."
+                ),
                 io.Latent.Input("latent_image", tooltip="An Empty Latent Image: the size and number of pictures."),
                 io.Vae.Input("vae", tooltip="Decodes both; decoding counts in both times."),
                 seed_input("seed", "The noise both start from."),
@@ -160,6 +163,15 @@ class InstaFlowCompare(io.ComfyNode):
                     default="dpmpp_2m",
                     tooltip="The teacher's sampler; dpmpp_2m is the second-order DPM-Solver++ of the paper.",
                 ),
+                io.Int.Input(
+                    "steps",
+                    optional=True,
+                    default=1,
+                    min=1,
+                    max=1000,
+                    tooltip="Euler steps of `model`: 1 for InstaFlow, a few for a 2-rectified flow.",
+                ),
+                guidance_inputs("The guidance of `model`, away from `negative`.")[0],
             ],
             outputs=[
                 io.Image.Output(
@@ -182,8 +194,10 @@ class InstaFlowCompare(io.ComfyNode):
         teacher_steps: int = 25,
         teacher_guidance: float = 5.0,
         teacher_sampler: str = "dpmpp_2m",
+        steps: int = 1,
+        guidance: float = 1.0,
     ) -> io.NodeOutput:
-        model_sampling.instaflow_sampling(model)
+        stage = model_sampling.instaflow_sampling(model).stage
         model_sampling.check_sd15(
             teacher, "Connect a Stable Diffusion 1.5 as `teacher`: both get the same conditioning."
         )
@@ -191,15 +205,17 @@ class InstaFlowCompare(io.ComfyNode):
         sampling.check_sampler(teacher_sampler)
         empty = {"samples": torch.zeros_like(latent_image["samples"])}
         noise, both = sampling.host_noise(latent_image, seed), {"positive": positive, "negative": negative}
+        guided = conditions(stage, guidance, positive, negative if guidance > 1 else None)
 
         def flow(steps: int) -> Tensor:
             sigmas = model_sampling.uniform_sigmas(steps)
-            return sampling.sample_euler(model, {"positive": positive}, 1.0, empty, noise, sigmas, seed)
+            return sampling.sample_euler(model, guided, guidance, empty, noise, sigmas, seed)
 
         def diffusion(steps: int) -> Tensor:
             return sampling.sample_as_ksampler(teacher, both, teacher_guidance, noise, steps, teacher_sampler, seed)
 
-        (ours, fast), (theirs, slow) = stopwatch(vae, flow, 1), stopwatch(vae, diffusion, teacher_steps)
-        labels = [f"InstaFlow, 1 step\n{fast:.3g} s", f"{teacher_steps} steps of {teacher_sampler}\n{slow:.3g} s"]
+        (ours, fast), (theirs, slow) = stopwatch(vae, flow, steps), stopwatch(vae, diffusion, teacher_steps)
+        taken = "1 step" if steps == 1 else f"{steps} steps"
+        labels = [f"InstaFlow, {taken}\n{fast:.3g} s", f"{teacher_steps} steps of {teacher_sampler}\n{slow:.3g} s"]
         pairs = zip(image_pictures(ours), image_pictures(theirs), strict=True)
         return io.NodeOutput(image_tensor([labelled_row(pair, labels) for pair in pairs]), slow / fast)

@@ -67,11 +67,13 @@ def seed(text: str) -> int:
 
 
 def device(text: str) -> str:
-    """A device this machine has; "auto" is the first of cuda, mps and cpu."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """A device this machine has: cpu, cuda (its first card), cuda:1 and so on, or mps; "auto" is the first of cuda, mps
+    and cpu."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    apple = ["mps"] if torch.backends.mps.is_available() else []
     if text == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available.get(text.split(":")[0], False):
-        here = ", ".join(name for name, there in available.items() if there)
-        raise argparse.ArgumentTypeError(f"this machine has no device {text!r}; it has {here}")
+        return "cuda" if cards else next(iter(apple), "cpu")
+    here = ["cpu", *(f"cuda:{i}" for i in range(cards)), *apple]
+    if text not in here and not (text == "cuda" and cards):
+        raise argparse.ArgumentTypeError(f"this machine has no device {text!r}; it has {', '.join(here)}")
     return text

@@ -30,6 +30,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ..shapes.table import Table, header, line
 
     checkpoint = load(options.checkpoint)
+    if checkpoint.zero_snr:
+        raise ValueError(
+            f"{options.checkpoint} was trained on a noise schedule of zero terminal SNR, and the table measures on "
+            "Stable Diffusion's own. Look at its pictures with `generate`."
+        )
     rows = Table(options.count).rows(checkpoint.stage, checkpoint, options.steps, options.guidance)
     print(header())
     for row in rows:

@@ -17,11 +17,14 @@ SD_SCHEDULE: dict[str, Any] = {
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
-def noise_schedule() -> Any:
-    """SD's forward process as diffusers' DDPMScheduler: add_noise and alphas_cumprod."""
+def noise_schedule(zero_snr: bool = False) -> Any:
+    """SD's forward process as diffusers' DDPMScheduler: add_noise and alphas_cumprod.
+
+    zero_snr: rescaled so that the last state is nothing but noise (Lin et al. 2024, algorithm 1).
+    """
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(**SD_SCHEDULE)
+    return DDPMScheduler(**SD_SCHEDULE, rescale_betas_zero_snr=zero_snr)
 
 
 def diffusion_loss(unet: Any, schedule: Any, x_1: Tensor, noise: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
@@ -37,6 +40,17 @@ def diffusion_loss(unet: Any, schedule: Any, x_1: Tensor, noise: Tensor, timeste
 
 Predict = Callable[[Tensor, Any], Tensor]
 """predict(x, timestep): what a diffusion model makes of its state x (B, C, H, W) at a timestep 0..999."""
+
+
+def check_zero_snr(prediction: str, zero_snr: bool) -> None:
+    """Raise ValueError for a schedule of zero terminal SNR that is to be sampled from a prediction of the noise: where
+    all is noise, that says nothing of the data."""
+    if zero_snr and prediction != "v":
+        raise ValueError(
+            f"This model says that its noise schedule ends in zero terminal SNR, and predicts {prediction}, from which "
+            "such a schedule cannot be sampled. Say --prediction v if that is what it predicts; else take "
+            "rescale_betas_zero_snr out of its scheduler_config.json."
+        )
 
 
 def noise_prediction(predict: Predict, prediction: str) -> Predict:
@@ -63,6 +77,7 @@ def dpm_solver(
     steps: int,
     callback: Callable[[int, Tensor], None] | None = None,
     prediction: str = "epsilon",
+    zero_snr: bool = False,
 ) -> Tensor:
     """Second-order DPM-Solver++, by which the paper's teacher goes from noise to latents (section 4.1).
 
@@ -72,13 +87,21 @@ def dpm_solver(
         callback: called after step i with (i, latents); may raise to cancel.
         prediction: "epsilon", the noise in x, or "v", which is alpha noise - sigma data where x = alpha data + sigma
             noise (Salimans and Ho 2022).
+        zero_snr: for "v", whether the model learned on the schedule of `noise_schedule(zero_snr=True)`; the steps then
+            begin where all is noise (timesteps "trailing", as Lin et al. 2024 say).
 
     Returns:
         Latents of the shape of x, as the UNet takes them.
+
+    Raises:
+        ValueError: as `check_zero_snr`.
     """
     from diffusers import DPMSolverMultistepScheduler
 
+    check_zero_snr(prediction, zero_snr)
     options = {"algorithm_type": "dpmsolver++", "solver_order": 2, "prediction_type": _PREDICTION_TYPES[prediction]}
+    if zero_snr:
+        options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     scheduler = DPMSolverMultistepScheduler(**SD_SCHEDULE, **options)
     scheduler.set_timesteps(steps, device=x.device)
     x = x * scheduler.init_noise_sigma

@@ -15,7 +15,8 @@ def draw_noise(seed: int, shape: Sequence[int], draw: str = "comfyui") -> Tensor
     """N(0, 1) noise of that shape as a float32 CPU tensor, drawn on the CPU from a generator of its own.
 
     Args:
-        seed: 0 to 2^64 - 1.
+        seed: 0 to 2^64 - 1. PyTorch's CPU generator starts from the low 32 bits alone, so seeds that are equal mod 2^32
+            draw the same noise; ComfyUI's and diffusers' do too.
         draw: one of DRAWS.
 
     Raises:
@@ -28,7 +29,10 @@ def draw_noise(seed: int, shape: Sequence[int], draw: str = "comfyui") -> Tensor
 
 
 def indexed_noise(seed: int, index: int, shape: Sequence[int]) -> Tensor:
-    """N(0, 1) noise of that shape that depends on (seed, index) alone, so that it need never be stored."""
+    """N(0, 1) noise of that shape that depends on (seed, index) alone, so that it need never be stored.
+
+    There are 2^32 noises (see `draw_noise`), and two indices may fall on one: of 1.6 million about 300 pairs do.
+    """
     return draw_noise(_mix(seed, index), shape)
 
 
@@ -38,7 +42,8 @@ def indexed_generator(seed: int, index: int) -> torch.Generator:
 
 
 def _mix(seed: int, index: int) -> int:
-    """One 63-bit seed out of two numbers (the SplitMix64 finaliser, so that neighbours do not resemble each other)."""
+    """One 63-bit seed out of two numbers (the SplitMix64 finaliser, so that neighbours do not resemble each other), of
+    which a CPU generator uses the low 32 bits."""
     mask = (1 << 64) - 1
     z = (seed * 0x9E3779B97F4A7C15 + index + 1) * 0xBF58476D1CE4E5B9 & mask
     z = (z ^ z >> 27) * 0x94D049BB133111EB & mask

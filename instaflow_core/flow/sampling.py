@@ -19,13 +19,15 @@ def sample_latents(
     steps: int,
     guidance: float,
     callback: Callable[[int, Tensor], None] | None = None,
+    zero_snr: bool = False,
 ) -> Tensor:
     """Latents (B, C, H, W) from noise of that shape: Euler's method for "velocity", DPM-Solver++ for "epsilon" and
     "v".
 
     text, negative: (B, 77, width) states; (1, 77, width) serves a whole batch.
+    zero_snr: for "v", as in `dpm_solver`.
     """
     guided = GuidedUNet(unet, text, negative, guidance)
     if prediction == "velocity":
         return euler(guided.velocity, noise, time_grid(steps), callback)
-    return dpm_solver(guided, noise, steps, callback, prediction)
+    return dpm_solver(guided, noise, steps, callback, prediction, zero_snr)

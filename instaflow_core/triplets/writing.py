@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..flow.diffusion import check_zero_snr
 from ..flow.sampling import sample_latents
+from ..generate import settled_size
 from ..text import encode_prompts
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import fingerprint
@@ -49,7 +51,8 @@ Generate = Callable[[list[str], Tensor], Tensor]
 class SetWriter:
     """A set in the making. Its place is taken at once: by writing there how the set is made.
 
-    Where several processes make a set, the first must have taken the place before the others come.
+    Several may make the same set; of two that would make different ones in one place at once, one gives up before its
+    first shard.
 
     Raises:
         ValueError: the place holds a set that was made otherwise.
@@ -59,10 +62,18 @@ class SetWriter:
         self.storage, self.info = storage, info
         if SET_FILE not in storage.names():
             storage.write(SET_FILE, format_info(info))
-            return
-        there = parse_info(storage.read(SET_FILE))
-        if _identity(there) != _identity(info):
-            raise ValueError(f"{storage} holds {there}, and this run would make {info}. Choose another folder.")
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Raise ValueError where the place holds another set.
+
+        Not every filesystem can refuse a file to the second who writes it: two that start at once may both have found
+        the place empty, and the later set.json holds. So it is looked at again before each shard."""
+        there = parse_info(self.storage.read(SET_FILE))
+        if _identity(there) != _identity(self.info):
+            raise ValueError(
+                f"{self.storage} holds {there}, and this run would make {self.info}. Choose another folder."
+            )
 
     def count_of(self, part: int, parts: int) -> int:
         """How many triplets are in the shards of one of several processes."""
@@ -86,7 +97,7 @@ class SetWriter:
                 on it.
 
         Raises:
-            ValueError: there are no prompts.
+            ValueError: there are no prompts, or the place holds another set by now.
         """
         if not prompts:
             raise ValueError("There are no prompts to make triplets from; give at least one.")
@@ -106,6 +117,7 @@ class SetWriter:
                 if progress:
                     progress(len(made))
             triplets = Triplets(self.info, list(indices), texts, torch.cat(latents))
+            self._check_place()
             self.storage.write(shard_name(shard), format_shard(triplets))
 
 
@@ -120,18 +132,19 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
     with.
 
     Raises:
-        ValueError: a number of the configuration is too small, or the size does not fit the teacher's autoencoder.
+        ValueError: a number of the configuration is too small, the size does not fit the teacher's autoencoder, or its
+            prediction cannot be sampled on its noise schedule.
     """
+    check_zero_snr(teacher.prediction, teacher.zero_snr)
     for name in ("count", "steps", "batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}. Give 1 or more.")
     if not 0 <= config.empty_share < 1:
         raise ValueError(f"empty_share is {config.empty_share}. Give a share from 0 to 1, such as 0.1.")
-    unit = teacher.latent_downscale
-    width, height = config.width or teacher.native_size, config.height or teacher.native_size
-    if width % unit or height % unit:
-        raise ValueError(f"{width} x {height} does not fit this autoencoder. Give multiples of {unit}.")
+    width, height = settled_size(teacher, config.width, config.height)
     solver = "Euler" if teacher.is_flow else "DPM-Solver++"
+    if teacher.zero_snr:
+        solver += " from zero SNR"
     source = {
         "teacher": fingerprint(teacher.unet),
         "stage": teacher.stage,
@@ -175,13 +188,15 @@ def make_set(
     """
     encoder = build_text_encoder(teacher, config.dtype).to(device)
     unet = build_unet(teacher, config.dtype).to(device)
-    generate = latent_maker(encoder, unet, teacher.prediction, config.steps, config.guidance)
+    generate = latent_maker(encoder, unet, teacher.prediction, config.steps, config.guidance, teacher.zero_snr)
     if config.empty_share:
         prompts = with_empty(prompts, config.count, config.empty_share)
     writer.write(prompts, _finite(generate), config.batch_size, progress, part, parts)
 
 
-def latent_maker(text_encoder: Any, unet: Any, prediction: str, steps: int, guidance: float) -> Generate:
+def latent_maker(
+    text_encoder: Any, unet: Any, prediction: str, steps: int, guidance: float, zero_snr: bool = False
+) -> Generate:
     """What `SetWriter.write` makes latents with: `sample_latents`, guided away from the empty prompt, on the UNet's
     device. The UNet computes in its own type, the solver in float32: in half precision each step would round the
     latents to eight bits, and they would start from another noise than the set says."""
@@ -193,7 +208,8 @@ def latent_maker(text_encoder: Any, unet: Any, prediction: str, steps: int, guid
     @torch.no_grad()
     def generate(texts: list[str], noise: Tensor) -> Tensor:
         states = encode_prompts(text_encoder, texts)
-        return sample_latents(predict, prediction, states, empty, noise.to(weight.device), steps, guidance)
+        x = noise.to(weight.device)
+        return sample_latents(predict, prediction, states, empty, x, steps, guidance, zero_snr=zero_snr)
 
     return generate
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .files import Config, FormatError, Metadata, Weights
-from .metadata import ASSUMED_KEY
+from .metadata import ASSUMED_KEY, ZERO_SNR_KEY
 from .reading import read_source
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -64,6 +64,11 @@ class Checkpoint:
     def is_flow(self) -> bool:
         """Whether it is sampled as a rectified flow, and not as a diffusion model."""
         return self.prediction == "velocity"
+
+    @property
+    def zero_snr(self) -> bool:
+        """Whether it is sampled as a diffusion model whose noise schedule ends in zero terminal SNR."""
+        return not self.is_flow and ZERO_SNR_KEY in self.metadata
 
     @property
     def stage(self) -> str:

@@ -136,7 +136,7 @@ def write_folder(
     metadata: Mapping[str, str],
     model_index: Config,
     texts: Mapping[str, str],
-    prediction_type: str = "epsilon",
+    scheduler: Config,
 ) -> None:
     """Write a diffusers folder under a temporary name, then rename it over `destination`.
 
@@ -145,7 +145,7 @@ def write_folder(
         metadata: goes into the header of the UNet's file.
         model_index: used where `texts` has none.
         texts: files to restore as they were, by relative path.
-        prediction_type: what the scheduler is to say where `texts` has none.
+        scheduler: what the scheduler's config is to say beside Stable Diffusion's numbers, where `texts` has none.
     """
     with replacing_folder(destination) as temporary:
         for part, (tensors, config) in parts.items():
@@ -153,7 +153,7 @@ def write_folder(
             header = {"format": "pt"} | (dict(metadata) if part == "unet" else {})
             write_weights(tensors, temporary / part / _WEIGHT_NAMES[part][0], header)
             _write_text(_dump(config), temporary / part / "config.json")
-        for name, text in {**_default_texts(parts, prediction_type), **texts}.items():
+        for name, text in {**_default_texts(parts, scheduler), **texts}.items():
             if name.split("/")[0] in (*parts, "tokenizer", "scheduler", "feature_extractor"):
                 _write_text(text, temporary / name)
         kept = texts.get("model_index.json", _dump(model_index))
@@ -162,8 +162,8 @@ def write_folder(
         _write_text(kept if present == index else _dump(present), temporary / "model_index.json")
 
 
-def _default_texts(parts: Mapping[str, Any], prediction_type: str) -> dict[str, str]:
-    texts = {"scheduler/scheduler_config.json": _dump(_SCHEDULER_CONFIG | {"prediction_type": prediction_type})}
+def _default_texts(parts: Mapping[str, Any], scheduler: Config) -> dict[str, str]:
+    texts = {"scheduler/scheduler_config.json": _dump(_SCHEDULER_CONFIG | scheduler)}
     if "text_encoder" in parts:
         texts |= {f"tokenizer/{path.name}": path.read_text(encoding="utf-8") for path in sorted(TOKENIZER.iterdir())}
     return texts

@@ -17,6 +17,9 @@ CONFIG_KEYS = {"unet": "instaflow.unet_config", "text_encoder": "instaflow.text_
 ASSUMED_KEY = "instaflow.prediction_assumed"
 """Stands beside `instaflow.prediction` where that is an assumption and not what a source or a person said."""
 
+ZERO_SNR_KEY = "instaflow.zero_terminal_snr"
+"""Is "true" where the UNet was trained on a noise schedule rescaled to end in nothing but noise (Lin et al. 2024)."""
+
 PREDICTIONS = ("velocity", "epsilon", "v")
 """What a checkpoint's UNet predicts: data minus noise, the noise, or v (Salimans and Ho 2022)."""
 NOISE_MINUS_DATA = "noise-minus-data"
@@ -98,6 +101,12 @@ def said_in_folder(root: Path, metadata: Metadata) -> Said | None:
     if pipeline.startswith("StableDiffusion"):
         return Said("epsilon", f"model_index.json, which names a {pipeline}")
     return None
+
+
+def zero_snr_in_folder(root: Path) -> bool:
+    """Whether a diffusers folder's scheduler says that its noise schedule is rescaled to zero terminal SNR."""
+    scheduler = root / "scheduler" / "scheduler_config.json"
+    return scheduler.is_file() and bool(read_json(scheduler).get("rescale_betas_zero_snr"))
 
 
 def described_by_folder(root: Path) -> Metadata:

@@ -22,6 +22,7 @@ from .metadata import (
     CONFIG_KEYS,
     NOISE_MINUS_DATA,
     SAYABLE,
+    ZERO_SNR_KEY,
     Said,
     check_metadata,
     described_by_folder,
@@ -29,6 +30,7 @@ from .metadata import (
     parse_json,
     said_in_file,
     said_in_folder,
+    zero_snr_in_folder,
 )
 
 Parts = dict[str, tuple[Weights, Config]]
@@ -68,8 +70,13 @@ def read_source(path: Path, prediction: str | None = None) -> Source:
     return _read_folder(path, given) if path.is_dir() else _read_file(path, given)
 
 
-def _settled(parts: Parts, metadata: Metadata, layout: Layout, said: Said | None, name: str) -> Source:
-    """The source with its prediction in the metadata, and as this pack counts a velocity: data minus noise."""
+def _settled(parts: Parts, metadata: Metadata, layout: Layout, said: Said | None, zero_snr: bool, name: str) -> Source:
+    """The source with its prediction in the metadata, and as this pack counts a velocity: data minus noise.
+
+    zero_snr: whether it says that its noise schedule ends in zero terminal SNR.
+    """
+    if zero_snr:
+        metadata[ZERO_SNR_KEY] = "true"
     if said is None:
         metadata.setdefault("instaflow.prediction", "velocity")
         metadata[ASSUMED_KEY] = "true"
@@ -110,7 +117,7 @@ def _read_file(path: Path, given: Said | None) -> Source:
             inside = _under(shared, PREFIXES[part])
             if inside and part not in parts:
                 parts[part] = _part(part, inside, own_metadata(shared_header), name)
-    return _settled(parts, metadata, layout, said, path.name)
+    return _settled(parts, metadata, layout, said, "ztsnr" in tensors, path.name)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> Weights:
@@ -164,7 +171,7 @@ def _read_folder(path: Path, given: Said | None) -> Source:
         metadata |= described_by_folder(root)
     if renamed:
         metadata["instaflow.renamed"] = json.dumps(renamed)
-    return _settled(parts, metadata, layout, said, root.name)
+    return _settled(parts, metadata, layout, said, zero_snr_in_folder(root), root.name)
 
 
 def _current_names(part: str, tensors: Weights) -> dict[str, str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .diffusers_folder import write_folder
-from .files import Metadata, Weights, read_weights, sibling, write_weights
+from .files import Config, Metadata, Weights, read_weights, sibling, write_weights
 from .layouts import LATENT_SCALE, PARTS, PREFIXES, VAE_PREFIX
 from .matching import match, rows_of, to_ldm
 from .metadata import CONFIG_KEYS
@@ -92,6 +92,8 @@ def single_file(checkpoint: Checkpoint, dtype: torch.dtype | None = None, parts:
         tensors |= _ldm_tensors(checkpoint, part, dtype)
     if "unet" in parts and checkpoint.prediction == "v":
         tensors["v_pred"] = torch.zeros(0)  # by which ComfyUI's own loader knows it
+        if checkpoint.zero_snr:
+            tensors["ztsnr"] = torch.zeros(0)
     return tensors
 
 
@@ -147,17 +149,21 @@ def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | N
             parts[part] = tensors, held[1]
     left_out = ("instaflow.folder", "instaflow.renamed", *CONFIG_KEYS.values())
     metadata = {key: value for key, value in describe(checkpoint).items() if key not in left_out}
+    # InstaFlow never asks the scheduler; pipelines want one to be there.
+    scheduler: Config = {"_class_name": "PNDMScheduler", "prediction_type": "epsilon"}
+    if checkpoint.prediction == "v":
+        scheduler["prediction_type"] = "v_prediction"
+    if checkpoint.zero_snr:
+        scheduler |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     vae_class = (checkpoint.vae_config or {}).get("_class_name", "AutoencoderKL")
     index = {
         "_class_name": "RectifiedFlowPipeline" if checkpoint.is_flow else "StableDiffusionPipeline",
         "feature_extractor": [None, None],
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", "PNDMScheduler"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", vae_class],
     }
-    # InstaFlow never asks the scheduler; pipelines want one to be there.
-    prediction_type = "v_prediction" if checkpoint.prediction == "v" else "epsilon"
-    write_folder(Path(path), parts, metadata, index, texts, prediction_type)
+    write_folder(Path(path), parts, metadata, index, texts, scheduler)

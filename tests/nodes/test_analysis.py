@@ -153,6 +153,52 @@ def test_comparison_shows_both_pictures(host: Any, one_step: Any, teacher: Any, 
         assert torch.allclose(shown, picture[0], atol=1 / 255)
 
 
+def test_a_2_rectified_flow_in_few_guided_steps(host: Any, two_rf: Any, teacher: Any, texts: Any, empty: Any) -> None:
+    """Left what InstaFlow Sampler makes of the same steps and guidance, enlarged six times."""
+    inputs = {"steps": 4, "guidance": 1.5}
+    images, _ = compare(host, two_rf, teacher, texts, empty, teacher_steps=2, **inputs)
+    (latent,) = host.run(
+        "InstaFlowSampler",
+        model=two_rf[0],
+        positive=texts[0],
+        negative=texts[1],
+        latent_image=empty,
+        seed=4,
+        denoise=1.0,
+        **inputs,
+    )
+    (picture,) = host.run("VAEDecode", samples=latent, vae=two_rf[2])
+    assert torch.allclose(images[0, 15 : 12 + 432 : 6, 15 : 12 + 384 : 6], picture[0], atol=1 / 255)
+
+
+def test_a_one_step_model_is_compared_without_guidance(
+    host: Any, one_step: Any, teacher: Any, texts: Any, empty: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"Guidance is 1.5, but this MODEL is a one-step InstaFlow"):
+        compare(host, one_step, teacher, texts, empty, guidance=1.5)
+
+
+@pytest.mark.parametrize(("inputs", "label"), [({}, "InstaFlow, 1 step\n"), ({"steps": 4}, "InstaFlow, 4 steps\n")])
+def test_the_label_says_the_steps_that_were_timed(
+    host: Any,
+    pack: Any,
+    two_rf: Any,
+    teacher: Any,
+    texts: Any,
+    empty: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    inputs: dict[str, Any],
+    label: str,
+) -> None:
+    shown = list[str]()
+    draw = pack.nodes.analysis.labelled_row
+    monkeypatch.setattr(
+        pack.nodes.analysis, "labelled_row", lambda pictures, labels: shown.extend(labels) or draw(pictures, labels)
+    )
+    compare(host, two_rf, teacher, texts, empty, teacher_steps=2, **inputs)
+    assert shown[0].startswith(label)
+
+
 def test_one_row_for_each_latent(host: Any, one_step: Any, teacher: Any, texts: Any) -> None:
     (latent,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=2)
     images, _ = compare(host, one_step, teacher, texts, latent, teacher_steps=2)

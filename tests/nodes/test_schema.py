@@ -35,7 +35,8 @@ SOCKETS = {
     ),
     "InstaFlowStraightness": ("model positive latent_image seed samples steps guidance? negative?", "FLOAT IMAGE"),
     "InstaFlowCompare": (
-        "model teacher positive negative latent_image vae seed teacher_steps teacher_guidance teacher_sampler",
+        "model teacher positive negative latent_image vae seed teacher_steps teacher_guidance teacher_sampler "
+        "steps? guidance?",
         "IMAGE FLOAT",
     ),
     "InstaFlowTriplets": (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -369,3 +372,83 @@ def test_a_file_of_prompts_that_changes_is_read_again(host: Any) -> None:
 def test_the_teachers_own_size(host: Any, teacher: Any) -> None:
     made = triplets(host, teacher, "native", width=0, height=0)
     assert read_info(Storage(made.folder)).latent_shape == (4, 8, 8)
+
+
+# --- what a training leaves behind ---
+
+
+def alive() -> tuple[int, int, int]:
+    """How many tensors there are in this process, the bytes they keep, and how many modules there are."""
+    gc.collect()
+    things = [(thing, type(thing)) for thing in gc.get_objects()]
+    tensors = [thing for thing, kind in things if issubclass(kind, torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return len(tensors), sum(storages.values()), sum(issubclass(kind, torch.nn.Module) for _, kind in things)
+
+
+@pytest.fixture
+def made_by_trainings(pack: Any, monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
+    """Weak references to what trainings make from now on: UNets, text encoders, optimisers, averages, readers of sets
+    and the blocks they read."""
+    seen = list[weakref.ref[Any]]()
+
+    def watched(make: Any) -> Any:
+        def made(*arguments: Any, **more: Any) -> Any:
+            seen.append(weakref.ref(new := make(*arguments, **more)))
+            return new
+
+        return made
+
+    for room, names in {
+        "training.runs": ("build_unet", "build_text_encoder", "SetReader", "SetBatches"),
+        "training.loop": ("new_optimizer", "AveragedModel"),
+        "triplets.reading": ("joined",),
+    }.items():
+        module = importlib.import_module(f"{pack.__name__}.instaflow_core.{room}")
+        for name in names:
+            monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    return seen
+
+
+@pytest.mark.slow
+def test_ten_trainings_in_a_row_do_not_grow_memory(
+    host: Any, output: Path, teacher: Any, made_by_trainings: list[weakref.ref[Any]]
+) -> None:
+    """Counts are compared from the third on: what is made once for all, such as a tokenizer, is there by then."""
+    made, counts = triplets(host, teacher, "for-ten"), list[tuple[int, int, int]]()
+    for number in range(10):
+        train(host, "InstaFlowReflow", teacher[0], made, f"ten-{number}", teacher[2], iterations=2)
+        counts.append(alive())
+    assert counts[9] == counts[2]
+    assert len(made_by_trainings) >= 70
+    assert not any(reference() for reference in made_by_trainings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_nothing_of_a_cancelled_training_is_alive(
+    host: Any, output: Path, teacher: Any, made_by_trainings: list[weakref.ref[Any]], method: str
+) -> None:
+    import comfy.model_management
+    import comfy.utils
+
+    made, counts = triplets(host, teacher, "for-cancelled"), list[tuple[int, int, int]]()
+
+    def cancel(done: int, total: int, *_: Any, **__: Any) -> None:
+        if (done, total) == (2, 4):
+            comfy.model_management.interrupt_current_processing()
+
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    for number in range(3):
+        comfy.utils.set_progress_bar_global_hook(cancel)
+        try:
+            with pytest.raises(comfy.model_management.InterruptProcessingException):
+                train(
+                    host, "InstaFlowReflow", teacher[0], made, f"cancelled-{method}-{number}", teacher[2], method=method
+                )
+        finally:
+            comfy.utils.set_progress_bar_global_hook(before)
+        counts.append(alive())
+    assert counts[2] == counts[1]
+    assert len(made_by_trainings) >= 15
+    assert not any(reference() for reference in made_by_trainings)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from argparse import ArgumentTypeError
 from dataclasses import asdict
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -17,19 +18,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_models import save_lora, small_checkpoint
 
 from instaflow_core import __main__ as cli
+from instaflow_core.commands import generating
+from instaflow_core.commands.common import device
+from instaflow_core.commands.memory import memory_advice
 from instaflow_core.flow.diffusion import dpm_solver
 from instaflow_core.flow.guidance import GuidedUNet
 from instaflow_core.flow.noise import draw_noise
 from instaflow_core.generate import GenerationRequest, generate, save_pictures
 from instaflow_core.text import encode_prompts
+from instaflow_core.triplets.format import read_info, read_shard
+from instaflow_core.triplets.storage import Storage
 from instaflow_core.weights.checkpoint import Checkpoint, load
 from instaflow_core.weights.modules import build_text_encoder, build_unet, build_vae
-from instaflow_core.weights.saving import save
+from instaflow_core.weights.saving import save, save_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -103,6 +111,88 @@ def test_a_teacher_is_sampled_as_a_diffusion_model(models: Path) -> None:
     assert torch.allclose(generate(checkpoint, request), expected, atol=1e-5)
 
 
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+
+
+@pytest.fixture(scope="module")
+def zero_snr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A teacher trained to zero terminal SNR as diffusers and as other trainers keep it: a folder whose scheduler says
+    so, and a file of the same weights with the markers."""
+    place = tmp_path_factory.mktemp("zero-snr")
+    teacher = small_checkpoint("teacher", "v", seed=4)
+    save_folder(teacher, place / "folder")
+    scheduler = place / "folder" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | ZERO_SNR | {"_class_name": "DDIMScheduler"}))
+    save(teacher, place / "file.safetensors")
+    with safe_open(place / "file.safetensors", "pt") as file:
+        header = file.metadata()
+    markers = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    configs = {name: text for name, text in header.items() if name.endswith("_config")}
+    save_file(load_file(place / "file.safetensors") | markers, place / "file.safetensors", configs)
+    return place / "folder", place / "file.safetensors"
+
+
+@torch.no_grad()
+def test_a_teacher_with_zero_terminal_snr(zero_snr: tuple[Path, Path], tmp_path: Path) -> None:
+    """Sampled as diffusers samples that folder, also from a file with the markers, also when saved again."""
+    scheduler = DPMSolverMultistepScheduler.from_pretrained(zero_snr[0] / "scheduler")
+    scheduler.set_timesteps(6)
+    checkpoint = load(zero_snr[0])
+    text, negative = (encode_prompts(build_text_encoder(checkpoint), [prompt]) for prompt in ("a red circle", ""))
+    guided, x = GuidedUNet(build_unet(checkpoint), text, negative, 3.0), draw_noise(2, (1, 4, 8, 8))
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(guided(x, timestep), timestep, x).prev_sample
+    expected = (build_vae(checkpoint).decode(x).sample / 2 + 0.5).clamp(0, 1)
+    save(checkpoint, tmp_path / "again.safetensors")
+    assert "ztsnr" in load_file(tmp_path / "again.safetensors")
+    save_folder(load(zero_snr[1]), tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "model_index.json").read_text())["scheduler"][1] == "DDIMScheduler"
+    kept = DDIMScheduler.from_pretrained(tmp_path / "again" / "scheduler").config
+    assert {name: kept[name] for name in ZERO_SNR} == ZERO_SNR
+    for source in (*zero_snr, tmp_path / "again.safetensors", tmp_path / "again"):
+        made = load(source)
+        request = GenerationRequest("a red circle", seed=2, steps=6, guidance=3.0).settled(made)
+        assert torch.allclose(generate(made, request), expected, atol=1e-5)
+
+
+def test_triplets_of_a_teacher_with_zero_terminal_snr(
+    zero_snr: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `generate` samples it; the set says so, and another schedule would be another set."""
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    numbers = ["--count", "1", "--steps", "3", "--guidance", "1", "--seed", "5", "--device", "cpu"]
+    names = ["--teacher", str(zero_snr[1]), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "set")]
+    assert cli.main(["triplets", *names, *numbers]) == 0
+    storage = Storage(tmp_path / "set")
+    info = read_info(storage)
+    assert info.source["solver"] == "DPM-Solver++ from zero SNR"
+    checkpoint = load(zero_snr[1])
+    text = encode_prompts(build_text_encoder(checkpoint), ["a red circle"])
+    with torch.no_grad():
+        latents = dpm_solver(GuidedUNet(build_unet(checkpoint), text), info.noise([0]), 3, None, "v", True)
+    torch.testing.assert_close(read_shard(storage, info, 0).latents.float(), latents, rtol=1e-2, atol=1e-2)
+    capsys.readouterr()
+
+
+def test_zero_terminal_snr_with_a_prediction_of_the_noise_is_refused(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    save_folder(load(models / "teacher.safetensors"), folder)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"rescale_betas_zero_snr": True}))
+    (tmp_path / "prompts.txt").write_text("x\n")
+    said = refused(capsys, "generate", "--checkpoint", folder, "--prompt", "x", "--out", tmp_path / "a.png")
+    assert "zero terminal SNR, and predicts epsilon" in said and "Say --prediction v if" in said
+    named = ["--prompts", tmp_path / "prompts.txt", "--count", 1, "--out", tmp_path / "set"]
+    assert "zero terminal SNR" in refused(capsys, "triplets", "--teacher", folder, *named)
+    assert not (tmp_path / "set").exists()
+    assert cli.main(["generate", "--checkpoint", str(folder), "--prediction", "v", "--prompt", "x", "--steps", "1",
+                     "--out", str(tmp_path / "a.png")]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert "zero terminal SNR" in refused(capsys, "evaluate", "--checkpoint", folder)
+
+
 def test_generate_writes_a_png_that_says_how_it_was_made(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,10 +235,12 @@ def test_pictures_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
         (["--batch-size", 0], "batch-size is 0. Give 1 or more."),
         (["--width", 60], "width 60 does not fit this autoencoder. Give a multiple of 8, 8 or more"),
         (["--height", -8], "height -8 does not fit"),
+        (["--width", 0], "width 0 does not fit"),
         (["--guidance", 2], "guidance is 2.0, and a one-step InstaFlow was trained without guidance"),
         (["--seed", -1], "the seed is -1"),
         (["--seed", "x"], "argument --seed: invalid"),
         (["--device", "tpu"], "this machine has no device 'tpu'; it has cpu"),
+        (["--device", "cpu:1"], "this machine has no device 'cpu:1'; it has cpu"),
         (["--draw", "torch"], "argument --draw: invalid choice"),
         (["--out", "a.jpg"], "--out a.jpg is not a PNG"),
         (["--checkpoint", "built-in: cats"], "No built-in model is called 'built-in: cats'"),
@@ -161,6 +253,88 @@ def test_generate_refuses(
     start = ["generate", "--checkpoint", models / "one-step.safetensors", "--prompt", "x", "--out", tmp_path / "a.png"]
     assert said in refused(capsys, *start, *options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of two cards."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    names = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
+    assert [device(name) for name in names] == ["cuda", "cpu", "cuda", "cuda:0", "cuda:1"]
+    for name in ("cuda:7", "cuda:2", "cuda:x", "cuda:", "mps", ""):
+        with pytest.raises(ArgumentTypeError, match=f"no device '{name}'; it has cpu, cuda:0, cuda:1$"):
+            device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device("auto") == "mps"
+    with pytest.raises(ArgumentTypeError, match=r"no device 'cuda'; it has cpu, mps$"):
+        device("cuda")
+
+
+# --- memory that does not suffice -------------------------------------------------------------------------------------
+
+
+def test_more_pictures_than_memory_holds(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A petabyte of noise, more than a process can address."""
+    more = ["--batch-size", 10**12, "--device", "cpu", "--out", tmp_path / "a.png"]
+    said = refused(capsys, "generate", "--checkpoint", models / "one-step.safetensors", "--prompt", "x", *more)
+    assert said.startswith("python -m instaflow_core generate: error: the memory of cpu does not suffice (")
+    assert "1024000000000000 bytes" in said
+    assert "give a smaller --batch-size, a smaller --width and --height, --dtype bf16; or end other programs" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.12 GiB is "
+    "free. Including non-PyTorch memory, this process has 22.51 GiB memory in use."
+)
+MPS = (
+    "MPS backend out of memory (MPS allocated: 17.95 GB, other allocations: 1.00 KB, max allowed: 18.13 GB). Tried to "
+    "allocate 256.00 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit for memory "
+    "allocations (may cause system failure)."
+)
+WINDOWS = (
+    "[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.cuda.OutOfMemoryError(CUDA), "(CUDA out of memory. Tried to allocate 20.00 GiB)"),
+        (RuntimeError(MPS), "(MPS backend out of memory"),
+        (RuntimeError(WINDOWS), "not enough memory: you tried to allocate 8 bytes)"),
+        (MemoryError(), "(nothing is left)"),
+    ],
+)
+def test_out_of_memory_is_one_line_on_every_device(
+    error: Exception, words: str, models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(generating, "generate", exhausted)
+    said = refused(capsys, "generate", "--checkpoint", models / "one-step.safetensors", "--prompt", "x")
+    assert words in said and "give a smaller --batch-size" in said and "PYTORCH_MPS" not in said
+
+
+def test_a_training_out_of_memory_is_told_what_lowers_its_need() -> None:
+    asked = ["reflow", "--init", "a", "--triplets", "b", "--iterations", "1", "--out", "c", "--device", "cpu"]
+    said = memory_advice(torch.cuda.OutOfMemoryError(CUDA), cli._parser().parse_args(asked))
+    for option in ("--accumulate", "--precision bf16", "--gradient-checkpointing", "--method lora", "adamw8bit"):
+        assert option in said
+    said = memory_advice(MemoryError(), cli._parser().parse_args(["info", "a"]))
+    assert said.endswith("To have more, end other programs there.")
+
+
+def test_another_error_keeps_its_traceback(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(generating, "generate", broken)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main(["generate", "--checkpoint", str(models / "one-step.safetensors"), "--prompt", "x"])
 
 
 def test_generate_needs_the_whole_model(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,3 +91,9 @@ def test_a_circle_of_one_frame_is_its_beginning():
 def test_a_circle_of_no_frames_is_an_error():
     with pytest.raises(ValueError, match="frames is 0"):
         great_circle(torch.ones(2), torch.ones(2), 0)
+
+
+def test_seeds_equal_mod_2_to_the_32_are_one_seed() -> None:
+    """As the docstring says; were it to change, pictures would."""
+    assert torch.equal(draw_noise(7, (4,)), draw_noise(7 + 2**32, (4,)))
+    assert not torch.equal(draw_noise(7, (4,)), draw_noise(8, (4,)))

@@ -1,17 +1,22 @@
 """Making sets: the same however often it is stopped and however many make it."""
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
 import torch
 from datasets import load_dataset
+from fsspec.implementations.memory import MemoryFileSystem
 from small_models import small_checkpoint
 from torch import nn
 
 from instaflow_core.flow.noise import indexed_noise
 from instaflow_core.shapes.making.anatomy import new_text_encoder
-from instaflow_core.triplets.format import SetInfo, read_info
+from instaflow_core.triplets.format import SET_FILE, SetInfo, format_info, read_info
 from instaflow_core.triplets.storage import Storage
 from instaflow_core.triplets.writing import (
     SetConfig,
@@ -133,6 +138,12 @@ def test_the_solver_keeps_float32_whatever_the_network_computes_in():
     assert unet.asked == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("sides", [{"width": 0}, {"height": 0}, {"width": -8}, {"height": 60}])
+def test_a_size_the_autoencoder_cannot_make_is_an_error(sides):
+    with pytest.raises(ValueError, match=r"does not fit this autoencoder. Give a multiple of 8, 8 or more"):
+        describe_set(small_checkpoint("teacher", "epsilon"), SetConfig(count=1, **sides), PROMPTS)
+
+
 def test_no_prompts_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         SetWriter(Storage(tmp_path), INFO).write([], double, 8)
@@ -160,11 +171,96 @@ def test_a_set_can_live_on_any_filesystem(tmp_path):
 
 
 def test_a_half_written_shard_is_replaced(tmp_path):
+    """What a killed writer left goes; what another writer has in hand stays."""
     SetWriter(Storage(tmp_path / "whole"), INFO).write(PROMPTS, double, 2)
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / ".shard-000001.parquet.tmp").write_bytes(b"half a shard")
-    SetWriter(Storage(tmp_path / "parts"), INFO).write(PROMPTS, double, 2)
-    assert files(tmp_path / "whole") == files(tmp_path / "parts")
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for name in (".shard-000001.parquet.tmp", ".shard-000002.parquet.k3.tmp"):
+        (parts / name).write_bytes(b"half a shard")
+        os.utime(parts / name, (0, time.time() - 100))
+    (parts / ".shard-000002.parquet.x7.tmp").write_bytes(b"half a shard")
+    SetWriter(Storage(parts), INFO).write(PROMPTS, double, 2)
+    assert (parts / ".shard-000002.parquet.x7.tmp").read_bytes() == b"half a shard"
+    (parts / ".shard-000002.parquet.x7.tmp").unlink()
+    assert files(tmp_path / "whole") == files(parts)
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a machine that stops may keep the name of a shard and not its content."""
+    done, sync, replace_file = list[str](), os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("name"), replace_file(a, b)))
+    Storage(tmp_path).write("a", b"content")
+    assert done == ["sync", "name"]
+
+
+@pytest.mark.parametrize("place", ["{}", "memory://together", "renaming://together"])
+def test_many_writers_of_one_name_do_not_meet(tmp_path, place):
+    """Two commands that were started together on one folder."""
+    contents = [bytes([number]) * 200_000 for number in range(4)]
+    storage = Storage(place.format(tmp_path))
+    with ThreadPoolExecutor(4) as pool:
+        for writing in [pool.submit(storage.write, "set.json", contents[i % 4]) for i in range(200)]:
+            writing.result()
+    assert storage.read("set.json") in contents
+    assert storage.names() == {"set.json"}
+
+
+def test_of_two_sets_begun_at_once_in_one_place_one_gives_up(tmp_path):
+    first = SetWriter(Storage(tmp_path), INFO)
+    # The second, too, found the place empty, and wrote later.
+    Storage(tmp_path).write(SET_FILE, format_info(replace(INFO, seed=5)))
+    with pytest.raises(ValueError, match="Choose another folder"):
+        first.write(PROMPTS, double, 2)
+    assert set(files(tmp_path)) == {SET_FILE}
+
+
+def test_an_object_store_is_written_to_once(monkeypatch):
+    """Its files appear whole, and what it calls moving is a copy and a removal."""
+
+    def moved(*_: Any, **__: Any) -> None:
+        raise AssertionError("an object store was asked to move")
+
+    monkeypatch.setattr(MemoryFileSystem, "copy", moved)
+    monkeypatch.setattr(MemoryFileSystem, "cp_file", moved)
+    storage = Storage("memory://once")
+    SetWriter(storage, INFO).write(PROMPTS, double, 8)
+    assert read_info(storage) == INFO
+
+
+class Renaming(MemoryFileSystem):
+    """A server of files: it renames, and shows what is written while it is written."""
+
+    protocol = "renaming"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    def pipe_file(self, path: str, value: bytes, *_: Any, **__: Any) -> None:
+        super().pipe_file(path, value[:1])
+        super().pipe_file(path, value)
+
+    def mv(self, path1: str, path2: str, *_: Any, **__: Any) -> None:
+        self.store[path2] = self.store.pop(path1)
+
+
+fsspec.register_implementation("renaming", Renaming, clobber=True)
+
+
+def test_a_server_of_files_shows_a_shard_when_it_is_whole(monkeypatch):
+    storage, write = Storage("renaming://server"), MemoryFileSystem.pipe_file
+
+    def killed(self: Any, path: str, value: bytes, *more: Any) -> None:
+        write(self, path, value, *more)
+        assert "whole" not in storage.names()
+        if len(value) > 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MemoryFileSystem, "pipe_file", killed)
+        storage.write("whole", b"content")
+    assert "whole" not in storage.names()
+    storage.write("whole", b"content")
+    assert storage.read("whole") == b"content"
 
 
 def test_an_unknown_filesystem_is_an_error():
