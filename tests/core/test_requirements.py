@@ -1,0 +1,89 @@
+"""requirements.txt says the truth: the pack works with the oldest packages it asks for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from other_packages import OLDEST_TRANSFORMERS, what_pip_takes, with_packages
+from packaging.requirements import Requirement
+from packaging.version import Version
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+LISTED = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+# What belongs to the host stays as it is.
+KEPT = ("torch", "numpy", "transformers")
+IMPORTED_AS = {"Pillow": "PIL"}
+
+# `python -m instaflow_core ...` once for each command, and in the end who was imported; in one process, since importing
+# takes longer than all of them.
+COMMANDS = """
+import json, runpy, sys
+commands, names = json.load(sys.stdin)
+for command in commands:
+    sys.argv[1:] = command
+    try:
+        runpy.run_module("instaflow_core", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        assert not ended.code, f"{command} ended with {ended.code}"
+print(json.dumps({name: sys.modules[name].__version__ for name in names}))
+"""
+
+
+def lower_bounds() -> dict[str, str]:
+    """The packages of requirements.txt, each with the version that its one bound names."""
+    bounds = {}
+    for requirement in (Requirement(line) for line in LISTED if line and not line.startswith("#")):
+        (bound,) = requirement.specifier
+        assert bound.operator == ">=", f"{requirement}: only lower bounds, newer packages come with hosts of their own"
+        bounds[requirement.name] = bound.version
+    return bounds
+
+
+@pytest.mark.slow
+def test_every_command_runs_on_exactly_the_lower_bounds(tmp_path: Path) -> None:
+    """Beside the transformers that is installed here, and beside the oldest that ComfyUI accepts."""
+    bounds = lower_bounds()
+    packages = what_pip_takes(tmp_path, [f"{name}=={version}" for name, version in bounds.items()], KEPT)
+    for transformers in ((), OLDEST_TRANSFORMERS):
+        environment = with_packages(tmp_path / "oldest", [*packages, *transformers])
+        imported = run_every_command(environment, tmp_path / f"beside-{len(transformers)}", bounds)
+        assert {name: Version(imported[name]) for name in bounds} == {n: Version(v) for n, v in bounds.items()}
+        packages = []  # they are there
+
+
+def run_every_command(environment: dict[str, str], folder: Path, packages: Iterable[str]) -> dict[str, str]:
+    """Run generate, triplets, reflow and convert in the folder, and return the versions of these packages that were
+    imported."""
+    folder.mkdir()
+    (folder / "prompts.csv").write_text("text\na red circle on a blue background\na star on a white background\n")
+    teacher, on_cpu = "built-in: shapes-teacher", ["--device", "cpu", "--out"]
+    making = ["--prompts", "prompts.csv", "--count", "4", "--steps", "2", "--guidance", "2"]
+    # A LoRA and a sheet after the first step, so that every package has something to do.
+    training = ["--iterations", "2", "--batch-size", "2", "--method", "lora", "--rank", "2", "--sample-every", "1"]
+    commands = [
+        ["generate", "--prompt", "a red circle on a blue background", *on_cpu, "picture.png"],
+        ["triplets", "--teacher", teacher, *making, *on_cpu, "set"],
+        ["reflow", "--init", teacher, "--triplets", "set", *training, *on_cpu, "flow.safetensors"],
+        ["convert", "flow.safetensors", "folder"],
+        ["convert", "folder", "again.safetensors"],
+    ]
+    names = {IMPORTED_AS.get(name, name): name for name in packages}
+    ran = subprocess.run(
+        [sys.executable, "-c", COMMANDS],
+        input=json.dumps([commands, list(names)]),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    before, after = load_file(folder / "flow.safetensors"), load_file(folder / "again.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    return {names[name]: version for name, version in json.loads(ran.stdout.splitlines()[-1]).items()}
