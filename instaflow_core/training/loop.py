@@ -163,7 +163,9 @@ class _Run:
         self.schedule = get_scheduler(
             config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.iterations
         )
-        self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
+        # The module is on its device. Asked to send it there, accelerate looks for tensors that only a PyTorch with
+        # torch.distributed knows.
+        self.model, self.optimizer = self.accelerator.prepare(module, optimizer, device_placement=[False, True])
         self.stateful: dict[str, Any] = {
             "optimizer": self.optimizer,
             "schedule": self.schedule,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,26 +12,13 @@ from other_packages import OLDEST_TRANSFORMERS, what_pip_takes, with_packages
 from packaging.requirements import Requirement
 from packaging.version import Version
 from safetensors.torch import load_file
+from small_runs import run_each
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTED = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 # What belongs to the host stays as it is.
 KEPT = ("torch", "numpy", "transformers")
 IMPORTED_AS = {"Pillow": "PIL"}
-
-# `python -m instaflow_core ...` once for each command, and in the end who was imported; in one process, since importing
-# takes longer than all of them.
-COMMANDS = """
-import json, runpy, sys
-commands, names = json.load(sys.stdin)
-for command in commands:
-    sys.argv[1:] = command
-    try:
-        runpy.run_module("instaflow_core", run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        assert not ended.code, f"{command} ended with {ended.code}"
-print(json.dumps({name: sys.modules[name].__version__ for name in names}))
-"""
 
 
 def lower_bounds() -> dict[str, str]:
@@ -74,16 +59,9 @@ def run_every_command(environment: dict[str, str], folder: Path, packages: Itera
         ["convert", "flow.safetensors", "folder"],
         ["convert", "folder", "again.safetensors"],
     ]
-    names = {IMPORTED_AS.get(name, name): name for name in packages}
-    ran = subprocess.run(
-        [sys.executable, "-c", COMMANDS],
-        input=json.dumps([commands, list(names)]),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+    names = {name: IMPORTED_AS.get(name, name) for name in packages}
+    ask = f"print(json.dumps({{name: sys.modules[module].__version__ for name, module in {names}.items()}}))"
+    said = run_each(commands, folder, environment, after=ask)
     before, after = load_file(folder / "flow.safetensors"), load_file(folder / "again.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    return {names[name]: version for name, version in json.loads(ran.stdout.splitlines()[-1]).items()}
+    return json.loads(said.splitlines()[-1])
