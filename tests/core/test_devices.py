@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,15 @@ def test_the_second_device_refuses_what_a_real_one_refuses() -> None:
 
 
 def trained(folder: Path) -> nn.Module:
-    """A module after three steps on the device that accelerate chooses, brought back to the CPU."""
+    """A module on the CPU after two steps where accelerate chooses, and a third one in a run that resumes them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.Linear(3, 1)
-    config = LoopConfig(3, learning_rate=1e-2, warmup=1, ema=0.5)
-    fit(module, lambda step, part: torch.ones(2, 3) * step, lambda m, b: (m(b) - 1).square().mean(), config, folder)
+    start = copy.deepcopy(module.state_dict())
+    for steps in (2, 3):
+        module.load_state_dict(start)
+        config = LoopConfig(steps, learning_rate=1e-2, warmup=1, ema=0.5)
+        fit(module, lambda step, _: torch.ones(2, 3) * step, lambda m, x: m(x).square().mean(), config, folder, True)
     assert module.weight.device == (DEVICE if torch.backends.mps.is_available() else torch.device("cpu"))
     return module.cpu()
 
@@ -77,7 +81,7 @@ def test_every_command_keeps_a_model_on_one_device(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a red star on a blue background\na green ring on a white background\n")
     making = ["--prompts", "prompts.txt", "--count", "4", "--steps", "2", "--guidance", "2", "--empty-share", "0.25"]
-    training = ["--triplets", "set", "--batch-size", "2", "--sample-every", "1", "--checkpoint-every", "1"]
+    training = ["--triplets", "set", "--batch-size", "2", "--iterations", "1"]
     lora = ["--method", "lora", "--rank", "2", "--precision", "bf16"]
     distilling = ["--on-policy", "1", "--gradient-checkpointing", "--out", "one-step.safetensors"]
     with second_device():
@@ -85,9 +89,7 @@ def test_every_command_keeps_a_model_on_one_device(tmp_path: Path, monkeypatch: 
             ["generate", "--prompt", "a red star", "--batch-size", "2", "--out", "flow.png"],
             ["generate", "--prompt", "a red star", "--checkpoint", TEACHER, "--steps", "2", "--out", "teacher.png"],
             ["triplets", "--teacher", TEACHER, *making, "--dtype", "bf16", "--out", "set"],
-            ["reflow", "--init", TEACHER, *training, *lora, "--iterations", "1", "--out", "flow"],
-            ["distill", "--init", "flow", *training, "--iterations", "1", *distilling],
-            ["distill", "--init", "flow", *training, "--iterations", "2", *distilling, "--resume"],
-            ["evaluate", "--checkpoint", "one-step.safetensors", "--count", "2"],
+            ["reflow", "--init", TEACHER, *training, *lora, "--out", "flow"],
+            ["distill", "--init", "flow", *training, *distilling],
         ):
             assert main(command) == 0, command

@@ -73,6 +73,15 @@ def test_every_file_read_or_written_as_text_names_its_encoding() -> None:
     assert unnamed == []
 
 
+def test_the_tests_of_the_core_begin_where_only_posix_modules_are_missing() -> None:
+    """What tests/conftest.py imports of scripts/, which for the rest is for Linux and macOS."""
+    # The standard library itself takes posix on such a system.
+    missing = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(MODULES - {'posix'})})); import comfy_server, devhost"
+    )
+    subprocess.run([sys.executable, "-c", missing], cwd=ROOT / "scripts", check=True)
+
+
 @pytest.mark.slow
 def test_a_folder_with_spaces_and_other_letters_will_do(tmp_path: Path) -> None:
     out = tmp_path / "My Pictures (1) é" / "a star.png"

@@ -17,7 +17,7 @@ STAGES = ("autoencoder", "decoder", "outlines", "text-encoder", "teacher", "2rf"
 
 
 def tiny_recipe() -> Recipe:
-    few = LoopConfig(iterations=2, learning_rate=1e-4)
+    few = LoopConfig(iterations=1, learning_rate=1e-4, warmup=0)
     trainings = ("autoencoder", "decoder", "outlines", "text", "teacher", "reflow", "distill", "on_policy")
     sizes = {"pictures": 4, "busy_pictures": 4, "autoencoder_batch": 2, "text_batch": 2, "latents": 8, "batch": 4}
     triplets = {"reflow_triplets": 10, "distill_triplets": 10, "outlines_drawn": 8, "outlines_one_step": 8}
