@@ -12,7 +12,6 @@ before anything is installed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -220,6 +219,8 @@ def _call(python: Path, *arguments: str) -> None:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold `path` locked, so that two commands started together do not set up the same folder twice."""
+    import fcntl  # not on Windows, where the tests import this file too
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -75,7 +75,7 @@ def _column(source: str) -> Iterator[str | None]:
     from datasets import load_dataset
 
     name, column = source, ""
-    if ":" in source and not Path(source).expanduser().exists():
+    if ":" in source[2:] and not Path(source).expanduser().exists():  # the second character's is a drive's
         name, _, column = source.rpartition(":")
     path = Path(name).expanduser()
     if path.suffix.lower() in _BUILDERS:

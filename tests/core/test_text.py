@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from other_packages import OLDEST_TRANSFORMERS, with_packages
 from PIL import Image, ImageChops
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -63,16 +64,14 @@ def test_the_vocabulary_follows_from_its_merges() -> None:
     assert vocabulary == {word: i for i, word in enumerate(words)}
 
 
+NEWEST_TRANSFORMERS_4 = ("transformers>=4.57,<5", "huggingface_hub<1", "tokenizers>=0.22,<=0.23.0")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("transformers", ["==4.50.3", ">=4.57,<5"], ids=["oldest", "newest 4"])
-def test_transformers_4_gives_the_same_tokens_and_pictures(transformers: str, tmp_path: Path) -> None:
-    """4.50.3 is what ComfyUI 0.3.75 asks for; its hub client is too old for the newest diffusers."""
-    packages = [f"transformers{transformers}", "diffusers<0.40", "huggingface_hub<1"]
-    packages.append("tokenizers<0.22" if "4.50" in transformers else "tokenizers>=0.22,<=0.23.0")
-    older = tmp_path / "older"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", older, *packages]
-    subprocess.run(command, check=True)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(older), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize("transformers", [OLDEST_TRANSFORMERS, NEWEST_TRANSFORMERS_4], ids=["oldest", "newest 4"])
+def test_transformers_4_gives_the_same_tokens_and_pictures(transformers: tuple[str, ...], tmp_path: Path) -> None:
+    """Their hub client is too old for the newest diffusers."""
+    environment = with_packages(tmp_path / "older", [*transformers, "diffusers<0.40"])
     texts = [*KNOWN, LONG]
     ask = (
         "import json, sys, transformers; from instaflow_core.text import load_tokenizer; "

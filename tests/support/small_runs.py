@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["a red star on a blue background", "a green ring on a white background", "a black heart on a red background"]
+
+_EACH = """
+import json, runpy, sys
+for command in json.load(sys.stdin):
+    sys.argv[1:] = command
+    try:
+        runpy.run_module("instaflow_core", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        assert not ended.code, f"{command} ended with {ended.code}"
+"""
 
 
 def triplets(place: Path, teacher: str, out: str, *more: str) -> list[str]:
@@ -51,3 +63,31 @@ FSDP2 = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
 }
 """What `accelerate launch --use_fsdp --fsdp_version 2` tells the processes it starts."""
+
+
+def run_each(
+    commands: Sequence[Sequence[str]],
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    before: str = "",
+    after: str = "",
+) -> str:
+    """Run `python -m instaflow_core` with each of these arguments in a folder, and return what they printed: in one
+    process of its own, since importing takes longer than all of them.
+
+    Args:
+        environment: of that process; None for this one's and the pack.
+        before, after: Python that it runs first and last.
+    """
+    if environment is None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", before + _EACH + after],
+        input=json.dumps(commands),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout

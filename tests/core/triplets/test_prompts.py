@@ -1,6 +1,7 @@
 """Prompts from files as people have them: every kind, missing captions, other systems' encodings."""
 
 import json
+import re
 
 import pytest
 
@@ -49,6 +50,12 @@ def test_another_encoding_is_refused_with_advice(tmp_path):
     (tmp_path / "a.txt").write_bytes("grün".encode("latin-1"))
     with pytest.raises(ValueError, match="is not a text file in UTF-8"):
         read_prompts(str(tmp_path / "a.txt"), 5)
+
+
+def test_a_drive_letter_is_no_dataset_and_the_rest_no_column():
+    for source in (r"C:\my prompts\none.csv", r"C:\my prompts\none.csv:caption", "D:none.csv"):
+        with pytest.raises(ValueError, match=f"There is no file {re.escape(source.removesuffix(':caption'))}\\."):
+            read_prompts(source, 1)
 
 
 def test_only_line_ends_end_a_prompt():
