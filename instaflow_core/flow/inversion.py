@@ -25,8 +25,9 @@ ITERATIONS = 60
 GAUSSIAN_WEIGHT = 0.05
 """How much being Gaussian counts beside the error of the picture."""
 
-Progress = Callable[[], None]
-"""Called after each step solved and each move of the noise; may raise to cancel."""
+Progress = Callable[[Tensor | None], None]
+"""Called after each step solved, with None, and each time the flow is asked at moved noise, with what it makes of that
+noise (B, C, H, W); may raise to cancel."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def reverse(velocity: VelocityField, x_1: Tensor, times: Tensor, progress: Progr
     for now, after in reversed(list(pairwise(times.tolist()))):
         x = solve_step(velocity, x, now, after - now)
         if progress:
-            progress()
+            progress(None)
     return x
 
 
@@ -128,10 +129,10 @@ def refine(
 
         def objective() -> float:
             nonlocal evaluations, done
+            end, error, penalty, x.grad = distance(velocity, x.detach(), target, times)
             if progress and evaluations:  # the first is where it starts
-                progress()
+                progress(end)
             evaluations += 1
-            error, penalty, x.grad = distance(velocity, x.detach(), target, times)
             done = bool((error.sqrt() < TOLERANCE).all()) and float(penalty) == 0
             return float(error.sum() + GAUSSIAN_WEIGHT * penalty)
 
@@ -145,20 +146,20 @@ def refine(
 
 def distance(
     velocity: VelocityField, x_0: Tensor, target: Tensor, times: Tensor, weight: Tensor | float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """How far from a target Euler's steps lead, and which way to move the noise.
 
     Args:
         target: (B, C, H, W) at t = 1; weight: what each element counts, with a mean of 1 for each latent.
 
     Returns:
-        The mean squared differences (B,), the `unlikeness` of the noise, and the gradient (B, C, H, W) of the sum of
-        the former plus GAUSSIAN_WEIGHT times the latter.
+        Where they lead (B, C, H, W), the mean squared differences (B,), the `unlikeness` of the noise, and the gradient
+        (B, C, H, W) of the sum of those differences plus GAUSSIAN_WEIGHT times that unlikeness.
     """
     end, gradient = euler_gradient(velocity, x_0, times, lambda end: 2 * weight * (end - target) / target[0].numel())
     penalty, push = unlikeness(x_0)
     error = (weight * (end - target).square()).mean((1, 2, 3))
-    return error, penalty, gradient + GAUSSIAN_WEIGHT * push
+    return end, error, penalty, gradient + GAUSSIAN_WEIGHT * push
 
 
 def unlikeness(noise: Tensor) -> tuple[Tensor, Tensor]:

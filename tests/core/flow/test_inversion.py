@@ -100,15 +100,25 @@ def test_unlikeness_is_small_for_noise_and_large_for_the_rest():
 def test_refining_stops_when_it_is_done_and_when_it_is_told():
     counted = []
     times = time_grid(1)
-    refine(bend, NOISE, euler(bend, NOISE, times), times, 60, lambda: counted.append(1))
+    refine(bend, NOISE, euler(bend, NOISE, times), times, 60, counted.append)
     assert len(counted) < 15
     counted.clear()
-    refine(fold, NOISE, 100 * NOISE, times, 3, lambda: counted.append(1))
+    refine(fold, NOISE, 100 * NOISE, times, 3, counted.append)
     assert 0 < len(counted) < 30
 
 
+def test_a_caller_is_told_of_every_step_and_shown_every_move():
+    told = []
+    result = invert(fold, -NOISE, steps=1, progress=told.append)
+    assert told[0] is None
+    assert all(x_1.shape == NOISE.shape for x_1 in told[1:])
+    assert not told[-1].requires_grad
+    assert (told[-1] + NOISE).square().mean().sqrt() < TOLERANCE
+    assert result.residual.max() < TOLERANCE
+
+
 def test_a_caller_can_cancel():
-    def cancel():
+    def cancel(x_1):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
