@@ -30,6 +30,7 @@ class Control:
     after: Tensor
 
 
+@torch.no_grad()
 def control(
     velocity: VelocityField,
     x_0: Tensor,
