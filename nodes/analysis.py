@@ -17,7 +17,7 @@ from ..instaflow_core.pictures.labels import labelled_row
 from .guidance import conditions, guidance_inputs
 from .host import model_sampling, sampling
 from .host.progress import Progress
-from .host.schema import schema, seed_input
+from .host.schema import report_output, schema, seed_input
 from .host.velocity import with_velocity
 
 
@@ -29,6 +29,15 @@ def measure_straightness(
     solve = partial(flow_trajectory, times=times, callback=lambda i, x: tell())
     paths = (with_velocity(model, conditioning, guidance, x_0, solve) for x_0 in noise.split(1))
     return mean_straightness(straightness(states, times) for states in paths)
+
+
+def straightness_report(result: Straightness, samples: int) -> str:
+    """S in a line, with what it is a mean over and the time at which most comes to it."""
+    worst = int(result.curve.argmax())
+    return (
+        f"Straightness S = {result.value:.4g} (0 is straight), over {samples} paths of {len(result.curve)} steps; "
+        f"least straight at t = {float(result.times[worst]):.2g} ({float(result.curve[worst]):.4g})"
+    )
 
 
 RUNS = 3
@@ -93,6 +102,7 @@ class InstaFlowStraightness(io.ComfyNode):
             outputs=[
                 io.Float.Output(display_name="S", tooltip="The straightness, a mean over elements; 0 is straight."),
                 io.Image.Output(display_name="curve", tooltip="The same over time, from noise (t = 0) to image."),
+                report_output("S in words, and where on the way the paths are least straight."),
             ],
         )
 
@@ -116,7 +126,7 @@ class InstaFlowStraightness(io.ComfyNode):
         points = {"S": (result.times.tolist(), result.curve.tolist())}
         title = f"Straightness S = {result.value:.4g} (0 is straight)"
         curve = draw_curve(points, title, "t (0 is noise, 1 is the image)", "mean squared deviation", y_from=0)
-        return io.NodeOutput(result.value, image_tensor([curve]))
+        return io.NodeOutput(result.value, image_tensor([curve]), straightness_report(result, samples))
 
 
 class InstaFlowCompare(io.ComfyNode):

@@ -14,7 +14,7 @@ from ..instaflow_core.flow.solvers import VelocityField
 from .guidance import conditions, guidance_inputs
 from .host import model_sampling, sampling
 from .host.progress import Progress
-from .host.schema import schema
+from .host.schema import report_output, schema
 from .host.velocity import with_velocity
 from .noise import FixedNoise
 
@@ -98,6 +98,7 @@ class InstaFlowInvert(io.ComfyNode):
                     tooltip="The same noise as a latent: the latent_image that goes with NOISE, or to save. Alone it "
                     "starts no sampler: at pure noise a flow takes its noise from NOISE or a seed.",
                 ),
+                report_output("How well each picture's noise gives it back: the error that is left, one line each."),
             ],
         )
 
@@ -115,12 +116,12 @@ class InstaFlowInvert(io.ComfyNode):
         sampling.check_latent(model, latent_image)
         conditioning = conditions(stage, guidance, positive, negative)
         x_1 = sampling.into_flow(model, latent_image["samples"])
-        work = partial(invert, steps=steps, progress=Progress(steps + ITERATIONS).add)
+        work = partial(invert, steps=steps, progress=Progress(steps + ITERATIONS, model).moved)
         result = with_velocity(model, conditioning, guidance, x_1, work, gradients=True)
         noise = FixedNoise(result.noise.cpu(), 0, latent_image.get("batch_index"))
         report = inversion_report(result)
         _log.info("InstaFlow Invert: %s", report)
-        return io.NodeOutput(noise, noise.latent(), ui=ui.PreviewText(report))
+        return io.NodeOutput(noise, noise.latent(), report, ui=ui.PreviewText(report))
 
 
 class InstaFlowControl(io.ComfyNode):
@@ -172,6 +173,9 @@ class InstaFlowControl(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="LATENT", tooltip="The picture as a latent, for VAE Decode."),
                 io.Noise.Output(display_name="NOISE", tooltip="The noise it comes from, to sample from it again."),
+                report_output(
+                    "How near each picture came: its distance to the target before and after, one line each."
+                ),
             ],
         )
 
@@ -194,7 +198,7 @@ class InstaFlowControl(io.ComfyNode):
         sampling.check_latent(model, latent_image)
         conditioning = conditions(stage, guidance, positive, negative)
         start = sampling.host_noise(latent_image, 0) if noise is None else noise.generate_noise(latent_image)
-        goal, tell = sampling.into_flow(model, matching(target, latent_image)), Progress(iterations).add
+        goal, tell = sampling.into_flow(model, matching(target, latent_image)), Progress(iterations, model).moved
         where = None if mask is None else latent_mask(mask, start.shape)
 
         def work(velocity: VelocityField, x_0: Tensor) -> Control:
@@ -206,4 +210,4 @@ class InstaFlowControl(io.ComfyNode):
         seed, report = 0 if noise is None else noise.seed, control_report(result)
         moved = FixedNoise(result.noise.cpu(), seed, latent_image.get("batch_index"))
         _log.info("InstaFlow Control: %s", report)
-        return io.NodeOutput(picture, moved, ui=ui.PreviewText(report))
+        return io.NodeOutput(picture, moved, report, ui=ui.PreviewText(report))

@@ -30,6 +30,7 @@ class Control:
     after: Tensor
 
 
+@torch.no_grad()
 def control(
     velocity: VelocityField,
     x_0: Tensor,
@@ -38,7 +39,7 @@ def control(
     iterations: int,
     learning_rate: float,
     mask: Tensor | None = None,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[Tensor], None] | None = None,
 ) -> Control:
     """Move noise by Adam until `steps` Euler steps make something of it that is near a target, and keep it Gaussian.
 
@@ -48,7 +49,7 @@ def control(
         iterations: moves of the noise; each costs an evaluation and a gradient of every step.
         learning_rate: how far Adam moves an element at most in one of them; the noise's own deviation is 1.
         mask: where to agree, (B, 1, H, W) in [0, 1]; None is everywhere. Elsewhere the flow makes what it likes.
-        progress: called after each move; may raise to cancel.
+        progress: called after each move with what the flow makes of the noise, (B, C, H, W); may raise to cancel.
 
     Returns:
         The best of all moves, latent by latent; the beginning where none came nearer.
@@ -62,16 +63,16 @@ def control(
         x.requires_grad_()
         optimizer = torch.optim.Adam([x], lr=learning_rate)
         best = x.detach().clone()
-        before, _, x.grad = distance(velocity, x.detach(), goal, times, weight)
+        _, before, _, x.grad = distance(velocity, x.detach(), goal, times, weight)
         after = before
         for _ in range(iterations):
             optimizer.step()
-            now, _, x.grad = distance(velocity, x.detach(), goal, times, weight)
+            end, now, _, x.grad = distance(velocity, x.detach(), goal, times, weight)
             nearer = now < after
             best = torch.where(nearer.view(-1, 1, 1, 1), x.detach(), best)
             after = torch.where(nearer, now, after)
             if progress:
-                progress()
+                progress(end)
     return Control(best, euler(velocity, best, times), before, after)
 
 

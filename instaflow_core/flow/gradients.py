@@ -7,27 +7,53 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .solvers import VelocityField
 
 
 class OrdinaryTensors(TorchFunctionMode):
-    """Inside it, operations see a copy of every tensor made in inference mode, which autograd refuses to remember.
+    """Inside it autograd can remember what a host's model does. Nothing of the model is changed.
 
-    A host that loads its models in inference mode has such weights. Nothing of the model is changed, and a copy lives
-    no longer than the graph it is part of.
+    Autograd cannot remember, or remembers wrongly, three things of hosts: weights made in inference mode; weights
+    copied into a buffer that the next layer's are copied into as well; results written with `out=`. Where a gradient
+    goes through an operation, it sees copies of the former two, which live no longer than the graph they are part of,
+    and its result is copied to where `out=` says. Where none goes through, nothing is remembered.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = tree_map_only(Tensor, _ordinary, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if not any(x.requires_grad and not x.is_inference() for x in tensors):
+            written = args[0] if _in_place(name) and args else kwargs.get("out")
+            with torch.inference_mode() if _of_inference(written) else torch.no_grad():
+                return func(*args, **kwargs)
+        if name == "__get__":  # an attribute, such as a shape
+            return func(*args, **kwargs)
+        out = kwargs.pop("out") if isinstance(kwargs.get("out"), Tensor) else None
+        kept = 1 if _in_place(name) else 0  # what is written into is no copy
+        args = args[:kept] + tree_map_only(Tensor, _lasting, args[kept:])
+        result = func(*args, **tree_map_only(Tensor, _lasting, kwargs))
+        return result if out is None else out.copy_(result)
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone() if tensor.is_inference() else tensor
+def _in_place(name: str) -> bool:
+    """Whether the tensor method of this name, such as add_, writes into its tensor."""
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _of_inference(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_inference()
+
+
+def _lasting(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where autograd could not keep it until it goes back."""
+    if tensor.is_inference():
+        return tensor.detach().clone()
+    return tensor.clone() if tensor._is_view() and not tensor.requires_grad else tensor
 
 
 def linearize(velocity: VelocityField, x: Tensor, t: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

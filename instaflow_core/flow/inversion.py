@@ -20,13 +20,18 @@ TOLERANCE = 0.02
 """Root mean square error of the latents at which a picture counts as reproduced; their own deviation is about 1."""
 
 ITERATIONS = 60
-"""How often `invert` moves the noise at most."""
+"""How often `invert` asks the flow at moved noise, at most."""
 
 GAUSSIAN_WEIGHT = 0.05
 """How much being Gaussian counts beside the error of the picture."""
 
-Progress = Callable[[], None]
-"""Called after each step solved and each move of the noise; may raise to cancel."""
+Progress = Callable[[Tensor | None], None]
+"""Called after each step solved, with None, and each time the flow is asked at moved noise, with what it makes of that
+noise (B, C, H, W); may raise to cancel."""
+
+
+class _Enough(Exception):
+    """No more evaluations."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Inversion:
     naive_residual: Tensor
 
 
+@torch.no_grad()
 def invert(
     velocity: VelocityField, x_1: Tensor, steps: int, iterations: int = ITERATIONS, progress: Progress | None = None
 ) -> Inversion:
@@ -52,7 +58,8 @@ def invert(
     Args:
         x_1: the picture's latents (B, C, H, W), as the UNet takes them.
         steps: of the sampling that shall give the picture back; 1 for the one-step model.
-        iterations: how often the noise is moved at most. Each costs an evaluation and a gradient of the whole flow.
+        iterations: how often the flow is asked at moved noise, at most. Each costs an evaluation of the whole flow and
+            its gradient.
         progress: see Progress; called at most steps + iterations times.
 
     Raises:
@@ -71,6 +78,7 @@ def invert(
     return Inversion(noise, torch.where(better, error_moved, error), naive)
 
 
+@torch.no_grad()
 def naive_reverse(velocity: VelocityField, x_1: Tensor, times: Tensor) -> Tensor:
     """The noise of steps reversed without correction: x_i = x_{i+1} - h v(x_{i+1}, t_i). times: (N + 1,) rising."""
     x = x_1
@@ -79,16 +87,18 @@ def naive_reverse(velocity: VelocityField, x_1: Tensor, times: Tensor) -> Tensor
     return x
 
 
+@torch.no_grad()
 def reverse(velocity: VelocityField, x_1: Tensor, times: Tensor, progress: Progress | None = None) -> Tensor:
     """The noise of steps solved backwards from x_1, each by `solve_step`. times: (N + 1,) rising."""
     x = x_1
     for now, after in reversed(list(pairwise(times.tolist()))):
         x = solve_step(velocity, x, now, after - now)
         if progress:
-            progress()
+            progress(None)
     return x
 
 
+@torch.no_grad()
 def solve_step(velocity: VelocityField, y: Tensor, t: float, duration: float, iterations: int = 8) -> Tensor:
     """The x (B, C, H, W) with x + duration velocity(x, t) = y, as nearly as damped fixed-point iteration finds it.
 
@@ -108,6 +118,7 @@ def solve_step(velocity: VelocityField, y: Tensor, t: float, duration: float, it
     return x
 
 
+@torch.no_grad()
 def refine(
     velocity: VelocityField,
     x_0: Tensor,
@@ -118,47 +129,57 @@ def refine(
 ) -> Tensor:
     """The noise x_0 moved, by L-BFGS, until Euler's steps make x_1 of it and it looks Gaussian.
 
-    What is made small is the mean squared error of the latents plus GAUSSIAN_WEIGHT times `unlikeness`. It stops when
-    every error is below TOLERANCE and nothing of the noise is unlikely.
+    What is made small is the mean squared error of the latents plus GAUSSIAN_WEIGHT times `unlikeness`, of the whole
+    batch at once: one latent's line search is every one's. It stops when every error is below TOLERANCE and nothing of
+    the noise is unlikely. After `iterations` evaluations, the first included, it ends with the best of them.
     """
     with torch.inference_mode(False):
         x = x_0.detach().clone().requires_grad_()
         target = x_1.detach().clone()
         evaluations, done = 0, False
+        best, least = x.detach().clone(), float("inf")
 
         def objective() -> float:
-            nonlocal evaluations, done
+            nonlocal evaluations, done, best, least
+            if evaluations >= iterations:  # a line search knows no limit of its own
+                raise _Enough
+            end, error, penalty, x.grad = distance(velocity, x.detach(), target, times)
             if progress and evaluations:  # the first is where it starts
-                progress()
+                progress(end)
             evaluations += 1
-            error, penalty, x.grad = distance(velocity, x.detach(), target, times)
             done = bool((error.sqrt() < TOLERANCE).all()) and float(penalty) == 0
-            return float(error.sum() + GAUSSIAN_WEIGHT * penalty)
+            value = float(error.sum() + GAUSSIAN_WEIGHT * penalty)
+            if value < least:
+                best, least = x.detach().clone(), value
+            return value
 
         optimizer = torch.optim.LBFGS(
             [x], max_iter=5, history_size=20, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
         )
-        while not done and evaluations < iterations:
-            optimizer.step(objective)
+        try:
+            while not done:
+                optimizer.step(objective)
+        except _Enough:
+            return best
     return x.detach()
 
 
 def distance(
     velocity: VelocityField, x_0: Tensor, target: Tensor, times: Tensor, weight: Tensor | float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """How far from a target Euler's steps lead, and which way to move the noise.
 
     Args:
         target: (B, C, H, W) at t = 1; weight: what each element counts, with a mean of 1 for each latent.
 
     Returns:
-        The mean squared differences (B,), the `unlikeness` of the noise, and the gradient (B, C, H, W) of the sum of
-        the former plus GAUSSIAN_WEIGHT times the latter.
+        Where they lead (B, C, H, W), the mean squared differences (B,), the `unlikeness` of the noise, and the gradient
+        (B, C, H, W) of the sum of those differences plus GAUSSIAN_WEIGHT times that unlikeness.
     """
     end, gradient = euler_gradient(velocity, x_0, times, lambda end: 2 * weight * (end - target) / target[0].numel())
     penalty, push = unlikeness(x_0)
     error = (weight * (end - target).square()).mean((1, 2, 3))
-    return error, penalty, gradient + GAUSSIAN_WEIGHT * push
+    return end, error, penalty, gradient + GAUSSIAN_WEIGHT * push
 
 
 def unlikeness(noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,6 +199,7 @@ def unlikeness(noise: Tensor) -> tuple[Tensor, Tensor]:
     return penalty.detach(), gradient
 
 
+@torch.no_grad()
 def round_trip_error(velocity: VelocityField, x_0: Tensor, x_1: Tensor, times: Tensor) -> Tensor:
     """Root mean square difference (B,) between x_1 and what Euler's steps make of the noise x_0."""
     return _rms(euler(velocity, x_0, times) - x_1)

@@ -13,6 +13,11 @@ def schema(node_id: str, *, search_aliases: list[str], **fields: Any) -> io.Sche
     return io.Schema(node_id=node_id, **aliases, **fields)
 
 
+def report_output(tooltip: str) -> Any:
+    """The output of what a node has found, as text."""
+    return io.String.Output(display_name="report", tooltip=tooltip)
+
+
 def seed_input(name: str, tooltip: str, default: int = 0, control: bool | None = True) -> Any:
     """The input of a seed, 0 to 2^64 - 1.
 

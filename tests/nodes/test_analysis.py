@@ -22,7 +22,7 @@ def empty(host: Any) -> dict[str, Any]:
     return host.run("EmptyLatentImage", width=64, height=72, batch_size=1)[0]
 
 
-def measured(host: Any, one_step: Any, texts: Any, empty: Any, **inputs: Any) -> tuple[float, torch.Tensor]:
+def measured(host: Any, one_step: Any, texts: Any, empty: Any, **inputs: Any) -> tuple[float, torch.Tensor, str]:
     inputs = {"seed": 4, "samples": 2, "steps": 3} | inputs
     return host.run("InstaFlowStraightness", model=one_step[0], positive=texts[0], latent_image=empty, **inputs)
 
@@ -56,10 +56,13 @@ def test_straightness_is_that_of_the_hosts_own_steps(
             states.append(out["samples"] * 0.18215 * scale)
         whole = states[-1] - states[0]
         deviations += [(whole - 3 * (b - a)).square().mean() for a, b in pairwise(states)]
-    value, curve = measured(host, one_step, texts, empty)
+    value, curve, report = measured(host, one_step, texts, empty)
     assert value == pytest.approx(float(torch.stack(deviations).mean()), rel=1e-3)
     assert curve.shape == (1, 512, 768, 3)
     assert 0 <= curve.min() < curve.max() <= 1
+    in_time = torch.stack(deviations).view(2, 3).mean(0)
+    assert f"S = {value:.4g} (0 is straight), over 2 paths of 3 steps" in report
+    assert f"least straight at t = {(int(in_time.argmax()) + 0.5) / 3:.2g}" in report
 
 
 def test_straightness_of_guided_paths(host: Any, two_rf: Any) -> None:
@@ -79,7 +82,7 @@ def test_straightness_of_guided_paths(host: Any, two_rf: Any) -> None:
 
 
 def test_straightness_depends_on_the_seed_alone(host: Any, one_step: Any, texts: Any, empty: Any) -> None:
-    value, _ = measured(host, one_step, texts, empty)
+    value, _, _ = measured(host, one_step, texts, empty)
     assert isinstance(value, float)
     assert measured(host, one_step, texts, empty)[0] == value
     assert measured(host, one_step, texts, empty, seed=5)[0] != value

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import ImageChops
 from torch import Tensor
 
 PROMPT = "a large red circle in the center on a white background"
@@ -40,12 +41,12 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def inverted(host: Any, shapes: Any, positive: Any, made: Any) -> tuple[Any, Any]:
+def inverted(host: Any, shapes: Any, positive: Any, made: Any) -> tuple[Any, ...]:
     return host.run("InstaFlowInvert", model=shapes[0], positive=positive, latent_image=made, steps=1)
 
 
 def test_the_noise_gives_the_picture_back(host: Any, shapes: Any, positive: Any, made: Any, inverted: Any) -> None:
-    noise, latent = inverted
+    noise, latent, _ = inverted
     again = sample(host, shapes, positive, latent, noise=noise)
     assert psnr(decoded(host, shapes, again), decoded(host, shapes, made)) > 30
     assert torch.equal(noise.generate_noise(made), latent["samples"])
@@ -64,12 +65,12 @@ def test_the_noise_gives_the_picture_back(host: Any, shapes: Any, positive: Any,
 def test_a_picture_out_of_a_batch(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     """The noise goes with the very latent that was inverted, which says that it stood third."""
     third = made | {"batch_index": [2]}
-    noise, latent = host.run("InstaFlowInvert", model=shapes[0], positive=positive, latent_image=third, steps=1)
+    noise, latent, _ = host.run("InstaFlowInvert", model=shapes[0], positive=positive, latent_image=third, steps=1)
     assert latent["batch_index"] == [2]
     for start in (third, latent):
         again = sample(host, shapes, positive, start, noise=noise)
         assert psnr(decoded(host, shapes, again), decoded(host, shapes, made)) > 30
-    latent, moved = controlled(host, shapes, positive, third, made, iterations=1)
+    latent, moved, _ = controlled(host, shapes, positive, third, made, iterations=1)
     assert moved.generate_noise(third).shape == (1, 4, 8, 8)
 
 
@@ -80,6 +81,7 @@ def test_the_error_is_reported(host: Any, shapes: Any, positive: Any, made: Any)
     (text,) = output.ui.as_dict()["text"]
     assert text.startswith("Picture 1: error 0.0")
     assert "naively: " in text
+    assert output.result[2] == text
 
 
 def test_the_model_is_as_it_was(host: Any, shapes: Any, positive: Any, made: Any, inverted: Any) -> None:
@@ -127,7 +129,7 @@ def test_a_latent_of_another_model(host: Any, shapes: Any, positive: Any) -> Non
 # --- InstaFlowControl ---
 
 
-def controlled(host: Any, shapes: Any, positive: Any, latent: Any, target: Any, **inputs: Any) -> tuple[Any, Any]:
+def controlled(host: Any, shapes: Any, positive: Any, latent: Any, target: Any, **inputs: Any) -> tuple[Any, ...]:
     inputs = {"iterations": 8, "learning_rate": 0.1, "steps": 1} | inputs
     return host.run(
         "InstaFlowControl", model=shapes[0], positive=positive, latent_image=latent, target=target, **inputs
@@ -136,7 +138,7 @@ def controlled(host: Any, shapes: Any, positive: Any, latent: Any, target: Any, 
 
 def test_control_comes_nearer_and_its_noise_repeats_it(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
-    latent, noise = controlled(host, shapes, positive, empty, made)
+    latent, noise, _ = controlled(host, shapes, positive, empty, made)
     plain = sample(host, shapes, positive, empty, seed=0)
 
     def distance(other: Any) -> float:
@@ -146,13 +148,27 @@ def test_control_comes_nearer_and_its_noise_repeats_it(host: Any, shapes: Any, p
     assert torch.allclose(sample(host, shapes, positive, empty, noise=noise)["samples"], latent["samples"], atol=1e-3)
 
 
+def test_control_reports_the_distances(host: Any, shapes: Any, positive: Any, made: Any) -> None:
+    """The last output, which any node that takes text can show, says what the console says."""
+    (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=2)
+    with torch.inference_mode():
+        output = host.node("InstaFlowControl").EXECUTE_NORMALIZED(
+            model=shapes[0], positive=positive, latent_image=empty, target=made, iterations=3
+        )
+    latent, _, report = output.result
+    assert output.ui.as_dict()["text"] == (report,)
+    last = [float(line.rpartition(" ")[2]) for line in report.splitlines()]
+    off = (latent["samples"] - made["samples"]) * 0.18215
+    assert last == pytest.approx(off.square().mean((1, 2, 3)).tolist(), abs=1e-4)
+
+
 def test_control_inside_a_mask(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     """Two pictures, one target, the left half of them."""
     (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=2)
     (start,) = host.run("InstaFlowSeedNoise", seed=3, draw="comfyui")
     mask = torch.zeros(1, 64, 64)
     mask[..., :32] = 1
-    latent, noise = controlled(host, shapes, positive, empty, made, mask=mask, noise=start)
+    latent, noise, _ = controlled(host, shapes, positive, empty, made, mask=mask, noise=start)
     plain = sample(host, shapes, positive, empty, noise=start)
     left = [(x["samples"] - made["samples"])[..., :4].square().mean((1, 2, 3)) for x in (latent, plain)]
     assert (left[0] < left[1]).all()
@@ -171,7 +187,7 @@ def test_masks_of_another_number_are_used_again_or_left_out(pack: Any, masks: in
 
 def test_control_takes_fewer_masks_than_latents(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=3)
-    latent, _ = controlled(host, shapes, positive, empty, made, mask=torch.ones(2, 64, 64), iterations=1)
+    latent, _, _ = controlled(host, shapes, positive, empty, made, mask=torch.ones(2, 64, 64), iterations=1)
     assert latent["samples"].shape == (3, 4, 8, 8)
 
 
@@ -186,6 +202,69 @@ def test_control_can_be_interrupted(host: Any, shapes: Any, positive: Any, made:
 def test_a_target_of_another_size(host: Any, shapes: Any, positive: Any, made: Any) -> None:
     with pytest.raises(ValueError, match=r"target has the shape \(1, 4, 8, 8\), and latent_image \(1, 4, 8, 9\)"):
         controlled(host, shapes, positive, {"samples": torch.zeros(1, 4, 8, 9)}, made)
+
+
+# --- previews ---
+
+# With each method of previews: whether the host has a picture to show.
+METHODS = {"NoPreviews": False, "Auto": True, "Latent2RGB": True, "TAESD": True}
+
+
+@pytest.fixture
+def previews(host: Any, shapes: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the browser gets of a node, as (done, total, preview), with the host set to a method of previews."""
+    import comfy.cli_args
+    import comfy.utils
+    import folder_paths
+    import safetensors.torch
+
+    path = host.base / "models" / "vae_approx" / "taesd_decoder.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(shapes[2].first_stage_model.taesd_decoder.state_dict(), path)
+    folder_paths.filename_list_cache.clear()
+    method = getattr(comfy.cli_args.LatentPreviewMethod, request.param)
+    monkeypatch.setattr(comfy.cli_args.args, "preview_method", method)
+    sent: list[Any] = []
+    monkeypatch.setattr(
+        comfy.utils,
+        "PROGRESS_BAR_HOOK",
+        lambda done, total, preview, node_id=None: sent.append((done, total, preview)),
+    )
+    return sent
+
+
+@pytest.mark.parametrize(("previews", "shown"), METHODS.items(), ids=METHODS, indirect=["previews"])
+def test_control_shows_every_fifth_move_as_samplers_do(
+    host: Any, shapes: Any, positive: Any, made: Any, previews: list[Any], shown: bool
+) -> None:
+    """At a move that is the best so far, it shows what the node gives out."""
+    (empty,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=2)
+    latent, _, _ = controlled(host, shapes, positive, empty, made, iterations=10)
+    assert [done for done, _, _ in previews] == list(range(1, 11))
+    assert [done for done, _, preview in previews if preview] == [5, 10] * shown
+    if shown:
+        import latent_preview
+
+        kind, picture, _ = previews[-1][2]
+        latents = shapes[0].get_model_object("latent_format").process_in(latent["samples"])
+        with torch.inference_mode():
+            expected = latent_preview.get_previewer(
+                shapes[0].load_device, shapes[0].model.latent_format
+            ).decode_latent_to_preview(latents)
+        assert kind == "JPEG"
+        assert max(high for _, high in ImageChops.difference(picture, expected).getextrema()) <= 1
+        assert picture != previews[4][2][1]
+
+
+@pytest.mark.parametrize(("previews", "shown"), METHODS.items(), ids=METHODS, indirect=["previews"])
+def test_invert_shows_the_picture_while_it_moves_the_noise(
+    host: Any, shapes: Any, positive: Any, made: Any, previews: list[Any], shown: bool
+) -> None:
+    other = {"samples": made["samples"].flip(-1)}  # a picture that the prompt does not tell
+    host.run("InstaFlowInvert", model=shapes[0], positive=positive, latent_image=other, steps=1)
+    assert len(previews) > 5
+    assert bool([preview for _, _, preview in previews if preview]) == shown
+    assert all(preview is None for done, _, preview in previews if done % 5)
 
 
 # --- guidance, and the host's memory management ---
@@ -209,7 +288,7 @@ def test_guidance_is_part_of_the_path(host: Any, shapes_2rf: Any) -> None:
         again = sample(host, shapes_2rf, positive, found[1], noise=found[0], **guided)
         errors.append(float((again["samples"] - made["samples"]).square().mean().sqrt() * 0.18215))
     assert errors[0] < 0.05 < errors[1] / 2
-    latent, noise = controlled(host, shapes_2rf, positive, empty, made, **(guided | {"iterations": 2}))
+    latent, noise, _ = controlled(host, shapes_2rf, positive, empty, made, **(guided | {"iterations": 2}))
     again = sample(host, shapes_2rf, positive, empty, noise=noise, **guided)
     assert torch.allclose(again["samples"], latent["samples"], atol=1e-3)
 

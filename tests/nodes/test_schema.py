@@ -28,12 +28,15 @@ SOCKETS = {
     "InstaFlowScheduler": ("model steps denoise", "SIGMAS"),
     "InstaFlowSeedNoise": ("seed draw", "NOISE"),
     "InstaFlowInterpolateNoise": ("seed_from seed_to frames latent_image", "NOISE LATENT"),
-    "InstaFlowInvert": ("model positive latent_image steps guidance? negative?", "NOISE LATENT"),
+    "InstaFlowInvert": ("model positive latent_image steps guidance? negative?", "NOISE LATENT STRING"),
     "InstaFlowControl": (
         "model positive latent_image target mask? iterations learning_rate steps noise? guidance? negative?",
-        "LATENT NOISE",
+        "LATENT NOISE STRING",
     ),
-    "InstaFlowStraightness": ("model positive latent_image seed samples steps guidance? negative?", "FLOAT IMAGE"),
+    "InstaFlowStraightness": (
+        "model positive latent_image seed samples steps guidance? negative?",
+        "FLOAT IMAGE STRING",
+    ),
     "InstaFlowCompare": (
         "model teacher positive negative latent_image vae seed teacher_steps teacher_guidance teacher_sampler "
         "steps? guidance?",

@@ -50,10 +50,12 @@ def test_moves_that_lead_away_are_not_taken():
 
 def test_every_move_is_told_and_may_cancel():
     told = []
-    control(field, NOISE, OTHER, 1, 4, 0.1, progress=lambda: told.append(1))
+    target = euler(field, OTHER, time_grid(2))
+    result = control(field, NOISE, target, 2, 4, 0.1, progress=told.append)
     assert len(told) == 4
+    torch.testing.assert_close(told[-1], result.x_1)  # the last move came nearest
 
-    def cancel():
+    def cancel(x_1):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -64,3 +64,64 @@ def test_a_model_made_in_inference_mode():
     (expected_gradient,) = torch.autograd.grad(expected, plain, COTANGENT)
     torch.testing.assert_close(value.clone(), expected.detach())
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+LAYERS = [torch.randn(3, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)]
+
+
+def through_layers(x, weight_of=lambda weight: weight):
+    """Three layers with a bend between them; weight_of says where each finds its weight."""
+    for weight in LAYERS:
+        x = torch.nn.functional.linear(x, weight_of(weight)).sin()
+    return x
+
+
+def assert_as_with_weights_of_its_own(weight_of):
+    x, cotangent = X[..., :3], COTANGENT[..., :3]
+    value, pull_back = linearize(lambda x, t: through_layers(x, weight_of), x, 0.0)
+    with torch.inference_mode(False):
+        expected, gradient = torch.autograd.functional.vjp(through_layers, x, cotangent)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(pull_back(cotangent), gradient)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["made by a sampling", "made by the gradient"])
+def test_weights_in_a_buffer_that_the_next_layer_writes_into(before):
+    """As hosts offload: every layer's weight is copied into one buffer, which lives on in the host."""
+    buffers = []
+
+    def weight_of(weight):
+        if not buffers:
+            buffers.append(torch.zeros(16, dtype=weight.dtype))
+        place = buffers[0][4 : 4 + weight.numel()].view(weight.shape)
+        place.copy_(weight)
+        return place
+
+    with torch.inference_mode():
+        if before:
+            weight_of(LAYERS[0])
+        assert_as_with_weights_of_its_own(weight_of)
+    assert torch.equal(buffers[0][4:13].view(3, 3), LAYERS[-1])
+
+
+def test_writes_into_what_was_made_in_inference_mode_are_not_lost():
+    with torch.inference_mode():
+        kept = torch.zeros_like(X)
+        linearize(lambda x, t: x + kept.add_(1), X, 0.0)
+        assert torch.equal(kept, torch.ones_like(X))
+        with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+            linearize(lambda x, t: kept.copy_(x), X, 0.0)
+
+
+def test_results_written_where_out_says():
+    """As sub-quadratic attention does where memory is short; autograd alone refuses."""
+
+    def field(x, t):
+        y = 2 * x
+        torch.exp(y, out=y)
+        return y * x
+
+    value, pull_back = linearize(field, X, 0.0)
+    expected, gradient = torch.autograd.functional.vjp(lambda x: (2 * x).exp() * x, X, COTANGENT)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(pull_back(COTANGENT), gradient)

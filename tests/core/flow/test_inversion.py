@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from instaflow_core.flow.control import control
 from instaflow_core.flow.guidance import GuidedUNet
 from instaflow_core.flow.inversion import (
+    GAUSSIAN_WEIGHT,
     TOLERANCE,
+    distance,
     invert,
     naive_reverse,
     refine,
@@ -97,18 +100,47 @@ def test_unlikeness_is_small_for_noise_and_large_for_the_rest():
         assert unlikeness(odd)[0] > 0.2
 
 
+def inversion_loss(velocity, x, target, times):
+    """What refining makes small."""
+    _, error, penalty, _ = distance(velocity, x, target, times)
+    return error.sum() + GAUSSIAN_WEIGHT * penalty
+
+
 def test_refining_stops_when_it_is_done_and_when_it_is_told():
     counted = []
     times = time_grid(1)
-    refine(bend, NOISE, euler(bend, NOISE, times), times, 60, lambda: counted.append(1))
+    refine(bend, NOISE, euler(bend, NOISE, times), times, 60, counted.append)
     assert len(counted) < 15
     counted.clear()
-    refine(fold, NOISE, 100 * NOISE, times, 3, lambda: counted.append(1))
-    assert 0 < len(counted) < 30
+    asked = []
+
+    def hard(x, t):
+        asked.append(x.detach().clone())
+        return 30 * torch.sin(5 * x)
+
+    for iterations in (1, 3, 8, 20):
+        asked.clear()
+        counted.clear()
+        found = refine(hard, NOISE, NOISE, times, iterations, counted.append)
+        assert 0 < len(asked) <= iterations
+        assert len(counted) == len(asked) - 1
+        losses = [float(inversion_loss(hard, x, NOISE, times)) for x in list(asked)]
+        assert float(inversion_loss(hard, found, NOISE, times)) <= min(losses)
+    assert torch.equal(refine(hard, NOISE, NOISE, times, 0), NOISE)
+
+
+def test_a_caller_is_told_of_every_step_and_shown_every_move():
+    told = []
+    result = invert(fold, -NOISE, steps=1, progress=told.append)
+    assert told[0] is None
+    assert all(x_1.shape == NOISE.shape for x_1 in told[1:])
+    assert not told[-1].requires_grad
+    assert (told[-1] + NOISE).square().mean().sqrt() < TOLERANCE
+    assert result.residual.max() < TOLERANCE
 
 
 def test_a_caller_can_cancel():
-    def cancel():
+    def cancel(x_1):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -118,6 +150,29 @@ def test_a_caller_can_cancel():
 def test_no_steps():
     with pytest.raises(ValueError, match="steps is 0"):
         invert(bend, NOISE, steps=0)
+
+
+def test_no_graph_is_kept_of_a_model_whose_weights_can_learn():
+    """In a plain script, outside no_grad: only the gradient with respect to the noise remembers anything."""
+    scale, times, remembered = torch.full((1,), 0.3, requires_grad=True), time_grid(2), []
+
+    def field(x, t):
+        value = -scale * (1 + t) * torch.sin(x)
+        if value.requires_grad and not x.requires_grad:
+            remembered.append(t)
+        return value
+
+    made = [
+        naive_reverse(field, NOISE, times),
+        reverse(field, NOISE, times),
+        solve_step(field, NOISE, 0.0, 1.0),
+        round_trip_error(field, NOISE, NOISE, times),
+        refine(field, NOISE, 2 * NOISE, times, 3),
+        *vars(invert(field, 2 * NOISE, 2, iterations=3)).values(),
+        *vars(control(field, NOISE, NOISE, 2, iterations=2, learning_rate=0.1)).values(),
+    ]
+    assert not remembered
+    assert not any(tensor.requires_grad for tensor in made)
 
 
 def test_inside_inference_mode():
