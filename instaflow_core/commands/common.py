@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import torch
 
-from ..weights.checkpoint import BUILT_IN, Checkpoint
+from ..weights.checkpoint import BUILT_IN, Checkpoint, load
 from ..weights.metadata import SAYABLE
 
 DTYPES = {
@@ -46,6 +46,13 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
         help="what the UNet predicts (default: what the checkpoint says, else velocity); noise-minus-data is a "
         "velocity with the other sign, as other flow-matching trainers define it",
     )
+
+
+def load_said(name: str, prediction: str | None) -> Checkpoint:
+    """The checkpoint of this name, where the user may have said what it predicts; an assumption is told on stderr."""
+    checkpoint = load(name, prediction)
+    warn_if_assumed(checkpoint, name)
+    return checkpoint
 
 
 def warn_if_assumed(checkpoint: Checkpoint, name: str) -> None:

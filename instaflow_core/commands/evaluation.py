@@ -6,8 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..atomic import replacing
-from ..weights.checkpoint import load
-from .common import CHECKPOINT_HELP, Commands, add
+from .common import CHECKPOINT_HELP, Commands, add, add_prediction, load_said
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -20,6 +19,7 @@ def add_evaluate(commands: Commands) -> None:
         "python -m instaflow_core evaluate --checkpoint my-instaflow.safetensors --steps 1 --count 200",
     )
     parser.add_argument("--checkpoint", default="built-in: shapes", metavar="NAME|PATH", help=CHECKPOINT_HELP)
+    add_prediction(parser)
     parser.add_argument("--steps", type=int, nargs="+", default=[1], help="one row for each (default 1)")
     parser.add_argument("--guidance", type=float, help="(default: the checkpoint's)")
     parser.add_argument("--count", type=int, default=400, help="captions of each part (default 400)")
@@ -29,7 +29,7 @@ def add_evaluate(commands: Commands) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from ..shapes.table import Table, header, line
 
-    checkpoint = load(options.checkpoint)
+    checkpoint = load_said(options.checkpoint, options.prediction)
     if checkpoint.zero_snr:
         raise ValueError(
             f"{options.checkpoint} was trained on a noise schedule of zero terminal SNR, and the table measures on "

@@ -50,6 +50,8 @@ def _facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
         "licence": checkpoint.metadata.get("instaflow.license", "unknown"),
         "training": json.loads(training) if training else "no record",
     }
+    if checkpoint.zero_snr:
+        facts["noise schedule"] = "zero terminal SNR"
     if "instaflow.merged" in checkpoint.metadata:
         facts["merged"] = json.loads(checkpoint.metadata["instaflow.merged"])
     for part in PARTS:

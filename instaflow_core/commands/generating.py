@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from ..flow.noise import DRAWS
 from ..generate import GenerationRequest, generate, save_pictures
-from ..weights.checkpoint import load
 from .common import (
     CHECKPOINT_HELP,
     COMPUTE_DTYPES,
@@ -17,8 +16,8 @@ from .common import (
     add,
     add_prediction,
     device,
+    load_said,
     seed,
-    warn_if_assumed,
 )
 
 
@@ -52,8 +51,7 @@ def add_generate(commands: Commands) -> None:
 def _generate(options: argparse.Namespace) -> None:
     if options.out.suffix.lower() != ".png":
         raise ValueError(f"--out {options.out} is not a PNG. Give a name that ends in .png.")
-    checkpoint = load(options.checkpoint, options.prediction)
-    warn_if_assumed(checkpoint, options.checkpoint)
+    checkpoint = load_said(options.checkpoint, options.prediction)
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height", "batch_size", "draw")
     request = GenerationRequest(**{name: getattr(options, name) for name in names}).settled(checkpoint)
     with tqdm(total=request.steps, unit="step", disable=None, leave=False) as bar:

@@ -27,7 +27,6 @@ from ..training.watching import SampleSheets
 from ..triplets.prompts import read_prompts
 from ..triplets.storage import Storage
 from ..triplets.writing import SetConfig, SetWriter, describe_set, make_set, native_guidance
-from ..weights.checkpoint import load
 from .common import (
     CHECKPOINT_HELP,
     COMPUTE_DTYPES,
@@ -36,8 +35,8 @@ from .common import (
     add,
     add_prediction,
     device,
+    load_said,
     seed,
-    warn_if_assumed,
 )
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -92,8 +91,7 @@ def add_triplets(commands: Commands) -> None:
 def _triplets(options: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    teacher, prompts = load(options.teacher, options.prediction), read_prompts(options.prompts, options.count)
-    warn_if_assumed(teacher, options.teacher)
+    teacher, prompts = load_said(options.teacher, options.prediction), read_prompts(options.prompts, options.count)
     guidance = native_guidance(teacher) if options.guidance is None else options.guidance
     fields = ("count", "seed", "steps", "width", "height", "batch_size", "empty_share")
     values = {name: getattr(options, name) for name in fields}
@@ -241,7 +239,7 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
         validation_prompts=tuple(prompts),
         **only_here,
     )
-    checkpoint, storage = load(options.init, options.prediction), Storage(options.triplets)
+    checkpoint, storage = load_said(options.init, options.prediction), Storage(options.triplets)
     with _bar(stage, options.iterations) as progress, _stopping() as stop:
         trained = train(
             checkpoint, storage, config, options.out, options.resume, options.device, progress, stop=stop

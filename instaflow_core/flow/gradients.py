@@ -27,6 +27,8 @@ class OrdinaryTensors(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if not tensors:  # such as torch.no_grad's own switch, which is to stay as it is turned
+            return func(*args, **kwargs)
         if not any(x.requires_grad and not x.is_inference() for x in tensors):
             written = args[0] if _in_place(name) and args else kwargs.get("out")
             with torch.inference_mode() if _of_inference(written) else torch.no_grad():

@@ -11,13 +11,14 @@ from ..atomic import remove_leftovers_of
 from ..triplets.format import SetInfo
 from ..weights.checkpoint import Checkpoint, load
 from ..weights.files import FormatError, fingerprint
-from ..weights.metadata import ASSUMED_KEY
+from ..weights.metadata import ASSUMED_KEY, ZERO_SNR_KEY
 from ..weights.saving import save, save_folder
 from .config import StageConfig
 
 _RESULT = {"reflow": ("2-rectified-flow", "1.5"), "distill": ("one-step", "1.0")}
 _NOT_INHERITED = (
     ASSUMED_KEY,
+    ZERO_SNR_KEY,
     "instaflow.folder",
     "instaflow.renamed",
     "modelspec.title",
@@ -54,6 +55,7 @@ def result_of(init: Checkpoint, unet: Any, record: dict[str, Any], info: SetInfo
 
 
 def save_result(checkpoint: Checkpoint, out: Path, dtype: torch.dtype | None) -> None:
+    """Write a checkpoint as one file or as a diffusers folder, by the name."""
     remove_leftovers_of(out)
     if out.suffix == ".safetensors":
         save(checkpoint, out, dtype)

@@ -77,6 +77,8 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     manual_cast = comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
     call_supported(config.set_inference_dtype, dtype, manual_cast, device=load_device)
     config.model_kind = _MODEL_TYPES[checkpoint.prediction]
+    if checkpoint.zero_snr:
+        config.sampling_settings = config.sampling_settings | {"zsnr": True}
 
     model = config.get_model(weights, "").to(offload_device)
     if checkpoint.is_flow:
@@ -250,8 +252,8 @@ def _without(part: str) -> FormatError:
     return FormatError(
         f"The checkpoint has no {part}",
         "a UNet, a text encoder and a VAE",
-        "Move it to models/diffusion_models and load the UNet alone with InstaFlow Load UNet, and CLIP and VAE of "
-        "Stable Diffusion 1.5 with other loaders.",
+        "Load the UNet alone with InstaFlow Load UNet (a file is to be moved to models/diffusion_models for that, a "
+        "folder stays where it is), and CLIP and VAE of Stable Diffusion 1.5 with other loaders.",
     )
 
 

@@ -92,11 +92,12 @@ def _described_model(model: Any) -> dict[str, str]:
     """The metadata of a MODEL's UNet: that of its checkpoint, as far as it is still sampled in the same way."""
     from ...instaflow_core.weights.checkpoint import Checkpoint
     from ...instaflow_core.weights.configs import infer_unet_config
+    from ...instaflow_core.weights.metadata import ZERO_SNR_KEY
     from ...instaflow_core.weights.saving import describe
 
     known = _metadata(model)
-    prediction = _prediction(model)
-    if known.get("instaflow.prediction") == prediction:
+    prediction, zero_snr = _prediction(model)
+    if known.get("instaflow.prediction") == prediction and (ZERO_SNR_KEY in known) == zero_snr:
         return known
     kept = {key: known[key] for key in known if "license" in key or key == "instaflow.native_size"}
     if "instaflow.unet_config" in known:
@@ -104,19 +105,23 @@ def _described_model(model: Any) -> dict[str, str]:
     else:
         weights = model.model_state_dict(_UNET)
         config = infer_unet_config({key.removeprefix(_UNET): tuple(w.shape) for key, w in weights.items()}, "ldm")
-    return describe(Checkpoint({}, config, metadata=kept | {"instaflow.prediction": prediction}))
+    said = {"instaflow.prediction": prediction} | ({ZERO_SNR_KEY: "true"} if zero_snr else {})
+    return describe(Checkpoint({}, config, metadata=kept | said))
 
 
-def _prediction(model: Any) -> str:
+def _prediction(model: Any) -> tuple[str, bool]:
+    """What a MODEL is sampled as predicting, and whether on a noise schedule of zero terminal SNR."""
     kind = model.get_model_object("model_sampling")
     if isinstance(kind, InstaFlowSampling):
-        return "velocity"
+        return "velocity", False
+    zero_snr = bool(getattr(kind, "zsnr", False))
     # The host's other predictions are subclasses of these with a calculation of their own.
     for prediction, known in (("epsilon", comfy.model_sampling.EPS), ("v", comfy.model_sampling.V_PREDICTION)):
-        if getattr(type(kind), "calculate_denoised", None) is known.calculate_denoised and not kind.zsnr:
-            return prediction
+        same = getattr(type(kind), "calculate_denoised", None) is known.calculate_denoised
+        if same and (prediction == "v" or not zero_snr):
+            return prediction, zero_snr
     kinds = " + ".join(base.__name__ for base in type(kind).__bases__)
-    kinds += " with zero terminal SNR" if getattr(kind, "zsnr", False) else ""
+    kinds += " with zero terminal SNR" if zero_snr else ""
     raise ValueError(
         f"This MODEL is sampled as {kinds}, which an InstaFlow checkpoint cannot say. Expected an InstaFlow or a "
         "Stable Diffusion 1.5 that predicts noise or v. Save it with ComfyUI's own Save Checkpoint."

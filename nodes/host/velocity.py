@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import comfy.model_management
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ...instaflow_core.flow import convention
 from ...instaflow_core.flow.solvers import VelocityField
+from .gradients import attention_checked, with_gradients
 from .model_sampling import uniform_sigmas
 
 
@@ -32,22 +34,18 @@ def with_velocity(
         work: gets the MODEL's flow for this conditioning as velocity(x, t), t in [0, 1) (the host's denoised says
             nothing of a velocity at t = 1). An interrupt is raised out of it.
         gradients: whether `work` takes the velocity's gradients.
+
+    Raises:
+        ValueError: gradients are wanted, and none goes through the MODEL's attention.
     """
-    guider = comfy.samplers.CFGGuider(_with_whole_weights(model) if gradients else model)
+    taken = with_gradients(model) if gradients else model
+    guider = comfy.samplers.CFGGuider(taken)
     guider.inner_set_conds(conditioning)
     guider.set_cfg(max(guidance, 1.0))
     runner = _Work(work)
-    guider.sample(x, torch.zeros_like(x), runner, uniform_sigmas(1), disable_pbar=True, seed=0)
+    with attention_checked(taken) if gradients else nullcontext():
+        guider.sample(x, torch.zeros_like(x), runner, uniform_sigmas(1), disable_pbar=True, seed=0)
     return runner.result
-
-
-def _with_whole_weights(model: Any) -> Any:
-    """The MODEL without dynamic VRAM, where a newer host has it: that may take a weight away, or put another in its
-    place, between the evaluation and its gradient."""
-    dynamic = getattr(model, "is_dynamic", None)
-    if dynamic is None or not dynamic() or model.cached_patcher_init is None:
-        return model
-    return model.clone(disable_dynamic=True)
 
 
 class _Work(comfy.samplers.Sampler):

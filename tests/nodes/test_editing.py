@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -338,3 +339,100 @@ def test_weights_stay_where_they_are_between_a_velocity_and_its_gradient(
     more = {"target": made, "iterations": 1} if node == "InstaFlowControl" else {}
     host.run(node, model=model, positive=positive, latent_image=made, **more)
     assert True in asked
+
+
+# --- attention without a backward pass ---
+
+
+def without_backward(function: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention as a kernel made for inference computes it: right, and unknown to autograd."""
+    with torch.no_grad():
+        return function(q, k, v, *args, **kwargs)
+
+
+def moved(host: Any, model: Any, positive: Any, made: Any) -> Tensor:
+    (target,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=1)
+    return host.run(
+        "InstaFlowControl",
+        model=model,
+        positive=positive,
+        latent_image=made,
+        target=target,
+        iterations=3,
+        learning_rate=0.1,
+        steps=1,
+    )[0]["samples"]
+
+
+@pytest.mark.parametrize("name", ["attention_pytorch", "attention_split", "attention_sub_quad", "attention_basic"])
+def test_every_attention_of_the_host_has_the_same_gradient(
+    host: Any, shapes: Any, positive: Any, made: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As `--use-split-cross-attention` and its like choose it when the host starts."""
+    from comfy.ldm.modules import attention
+
+    expected = moved(host, shapes[0], positive, made)
+    monkeypatch.setattr(attention, "optimized_attention", getattr(attention, name))
+    torch.testing.assert_close(moved(host, shapes[0], positive, made), expected, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("chosen", ["when the host starts", "by a node"])
+def test_attention_without_a_backward_pass_gives_way_to_one_that_has_it(
+    host: Any, pack: Any, shapes: Any, positive: Any, made: Any, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    from comfy.ldm.modules import attention
+
+    expected, model = moved(host, shapes[0], positive, made), shapes[0].clone()
+    if chosen == "by a node":
+        model.model_options["transformer_options"]["optimized_attention_override"] = without_backward
+    else:
+        kernel = attention.wrap_attn(functools.partial(without_backward, attention.attention_pytorch))
+        monkeypatch.setattr(attention, "optimized_attention", kernel)
+    torch.testing.assert_close(moved(host, model, positive, made), expected)
+    monkeypatch.setattr(pack.nodes.host.velocity, "with_gradients", lambda model: model)
+    with pytest.raises(ValueError, match="computed in a way that has no gradient"):
+        moved(host, model, positive, made)
+
+
+def test_attention_that_a_patch_replaces_without_a_gradient_is_refused(
+    host: Any, shapes: Any, positive: Any, made: Any
+) -> None:
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    def replaced(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        with torch.no_grad():
+            return attention_pytorch(q, k, v, extra_options["n_heads"])
+
+    model = shapes[0].clone()
+    model.set_model_attn1_replace(replaced, "middle", 0)
+    with pytest.raises(ValueError, match="Take that node out, or start ComfyUI with --use-pytorch-cross-attention"):
+        moved(host, model, positive, made)
+    modules = model.model.diffusion_model.modules()
+    assert not any(module._forward_pre_hooks for module in modules)
+
+
+def test_a_model_on_several_devices_is_asked_on_one(host: Any, pack: Any, shapes: Any) -> None:
+    """Newer hosts split a batch over devices, in threads that keep nothing for a gradient."""
+    model = shapes[0].clone()
+    model.set_additional_models("multigpu", [shapes[0].clone()])
+    model.set_additional_models("other", [shapes[0].clone()])
+    model.remove_additional_models = lambda key: None  # hosts of before have no such models to remove
+    plain = model.clone()
+    plain.remove_additional_models = lambda key: plain.additional_models.pop(key, None)
+    model.clone = lambda: plain
+    assert set(pack.nodes.host.gradients.with_gradients(model).additional_models) == {"other"}
+
+
+@pytest.mark.parametrize("weight_dtype", ["fp16", "bf16", "fp8_e4m3fn"])
+def test_weights_that_each_layer_casts_give_the_same_moves(
+    host: Any, shapes: Any, positive: Any, made: Any, weight_dtype: str
+) -> None:
+    """As `--fp16-unet` and its like keep them. What differs is what rounding the weights makes of a picture."""
+    loaded = host.run("InstaFlowLoadCheckpoint", checkpoint="built-in: shapes", weight_dtype=weight_dtype)[0]
+    rounded = host.run("InstaFlowLoadCheckpoint", checkpoint="built-in: shapes", weight_dtype="fp32")[0]
+    with torch.no_grad():
+        for name, weight in rounded.model.diffusion_model.state_dict().items():
+            weight.copy_(loaded.model.diffusion_model.state_dict()[name].float())
+    assert loaded.model.manual_cast_dtype is not None
+    expected = moved(host, rounded, positive, made)
+    torch.testing.assert_close(moved(host, loaded, positive, made), expected, atol=1e-3, rtol=1e-2)

@@ -300,13 +300,30 @@ def test_a_teacher_taken_as_a_flow(host: Any, checkpoints: Path) -> None:
     path.unlink()
 
 
+def test_zero_terminal_snr_is_saved_and_loaded(host: Any, checkpoints: Path) -> None:
+    """What another node has said of the MODEL, our loader says of its file."""
+    model, clip, vae = load_all(host, BASE)
+    (zero_snr,) = host.run("ModelSamplingDiscrete", model=model, sampling="v_prediction", zsnr=True)
+    path = save_node(host, model=zero_snr, clip=clip, vae=vae)
+    path = path.rename(checkpoints / "zero-snr.safetensors")
+    assert load(path).zero_snr
+    again, *_ = load_all(host, path.name)
+    sampling, expected = (some.get_model_object("model_sampling") for some in (again, zero_snr))
+    assert torch.equal(sampling.sigmas, expected.sigmas)
+    assert sampling.zsnr
+    second = save_node(host, model=again)
+    assert load(second).zero_snr
+    for some in (path, second):
+        some.unlink()
+
+
 def test_parts_that_do_not_belong_together(host: Any, checkpoints: Path) -> None:
     model, clip, _ = load_all(host, FLOW)
     (consistency,) = host.run("ModelSamplingDiscrete", model=load_all(host, BASE)[0], sampling="lcm", zsnr=False)
     with pytest.raises(ValueError, match=r"sampled as .*LCM, which an InstaFlow checkpoint cannot say"):
         save_node(host, model=consistency)
-    (zero_snr,) = host.run("ModelSamplingDiscrete", model=load_all(host, BASE)[0], sampling="v_prediction", zsnr=True)
-    with pytest.raises(ValueError, match=r"V_PREDICTION with zero terminal SNR, which an InstaFlow checkpoint cannot"):
+    (zero_snr,) = host.run("ModelSamplingDiscrete", model=load_all(host, BASE)[0], sampling="eps", zsnr=True)
+    with pytest.raises(ValueError, match=r"EPS with zero terminal SNR, which an InstaFlow checkpoint cannot"):
         save_node(host, model=zero_snr)
     wide_text = wide_text_encoder(checkpoints)
     with pytest.raises(ValueError, match=r"This CLIP is a SD1ClipModel 128 wide; the MODEL reads one CLIP-L 64 wide"):

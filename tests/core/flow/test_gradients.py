@@ -125,3 +125,14 @@ def test_results_written_where_out_says():
     expected, gradient = torch.autograd.functional.vjp(lambda x: (2 * x).exp() * x, X, COTANGENT)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(pull_back(COTANGENT), gradient)
+
+
+def test_what_a_model_computes_without_a_gradient_has_none():
+    def field(x: torch.Tensor, t: float) -> torch.Tensor:
+        with torch.no_grad():
+            slope = x.sin()
+        return slope * x
+
+    value, pull_back = linearize(field, X, 0.0)
+    assert torch.equal(value, X.sin() * X)
+    torch.testing.assert_close(pull_back(COTANGENT), X.sin() * COTANGENT)
