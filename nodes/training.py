@@ -183,7 +183,8 @@ class InstaFlowTriplets(io.ComfyNode):
             width or None,
             height or None,
             batch_size,
-            empty_share=empty_share,
+            training.computing_type(model),
+            empty_share,
         )
         with training.training_device() as device:
             texts = training.prompts(prompts, count)

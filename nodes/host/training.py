@@ -48,6 +48,12 @@ def precision() -> str:
     return "bf16" if not on_cpu and comfy.model_management.should_use_bf16(device) else "no"
 
 
+def computing_type(model: Any) -> torch.dtype:
+    """What the host computes a MODEL in, whatever it keeps its weights in."""
+    dtype: torch.dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+    return dtype
+
+
 def as_checkpoint(model: Any, clip: Any, vae: Any) -> Checkpoint:
     """Copies of the weights of MODEL and CLIP, and of VAE where it is given, every patch of weights baked in.
 

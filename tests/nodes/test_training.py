@@ -250,6 +250,17 @@ def test_advanced_inputs_say_how_to_train(host: Any, output: Path, teacher: Any)
     assert (record["on_policy"], record["warmup"], record["precision"]) == (0.5, 0, "no")
 
 
+@pytest.mark.parametrize(("cast", "said"), [(torch.float32, "float32"), (None, "bfloat16")])
+def test_triplets_are_made_in_what_the_host_computes_in(host: Any, models: Path, cast: Any, said: str) -> None:
+    """A device that computes in bfloat16 casts nothing."""
+    taken = host.run("InstaFlowLoadCheckpoint", checkpoint="teacher.safetensors", weight_dtype="bf16")
+    assert taken[0].model.manual_cast_dtype == torch.float32
+    taken[0].model.manual_cast_dtype = cast
+    made = triplets(host, taken, f"made-in-{said}")
+    assert read_info(Storage(made.folder)).source["dtype"] == said
+    assert torch.isfinite(SetReader(Storage(made.folder)).read(range(6)).latents).all()
+
+
 def test_a_set_may_have_empty_prompts(host: Any, teacher: Any) -> None:
     made = triplets(host, teacher, "with-empty", count=10, empty_share=0.3)
     texts = SetReader(Storage(made.folder)).read(range(10)).texts
