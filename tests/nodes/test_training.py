@@ -412,7 +412,7 @@ def made_by_trainings(pack: Any, monkeypatch: pytest.MonkeyPatch) -> list[weakre
 
     for room, names in {
         "training.runs": ("build_unet", "build_text_encoder", "SetReader", "SetBatches"),
-        "training.loop": ("new_optimizer", "AveragedModel"),
+        "training.trainee": ("new_optimizer", "AveragedModel"),
         "triplets.reading": ("joined",),
     }.items():
         module = importlib.import_module(f"{pack.__name__}.instaflow_core.{room}")

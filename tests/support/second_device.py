@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from instaflow_core.training.accelerator import own_state
+
 DEVICE = torch.device("mps:0")
 """It goes by the name of Apple's, which PyTorch lets anyone say without a driver."""
 
@@ -134,7 +136,8 @@ def second_device() -> Iterator[None]:
         patch.setattr(torch.mps, "empty_cache", lambda: None)
         patch.setattr(torch.mps, "manual_seed", lambda seed: None)
         patch.setattr(torch, "_has_compatible_shallow_copy_type", _stays)
-        yield
+        with own_state():  # of accelerate, which may have chosen a device for this process before
+            yield
 
 
 def _stays(parameter: Tensor, moved: Tensor) -> bool:

@@ -154,7 +154,7 @@ def test_a_set_for_distillation_is_made_by_euler_steps_with_guidance(folder):
     [
         (("--count", "0"), "count is 0"),
         (("--steps", "0"), "steps is 0"),
-        (("--width", "65"), "multiples of 8"),
+        (("--width", "65"), "multiple of 8"),
         (("--seed", "8"), "Choose another folder"),
         (("--prompts", "no-such-file.txt"), "neither a file nor a dataset"),
         (("--out", "nowhere://set"), "cannot be opened"),
