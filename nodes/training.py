@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..instaflow_core.training.accelerator import PRECISIONS
 from .host import checkpoints, training
 from .host.progress import Progress
 from .host.schema import advanced, schema, seed_input
@@ -298,7 +299,7 @@ def _schedule_inputs() -> list[Any]:
         io.Int.Input("rank", default=64, min=1, max=1024, optional=True, tooltip="Of the LoRA, where that is trained."),
         io.Combo.Input(
             "precision",
-            options=["auto", *training.PRECISIONS],
+            options=["auto", *PRECISIONS],
             default="auto",
             optional=True,
             tooltip="What is computed in; the weights stay float32. auto: bf16 where ComfyUI would compute in it.",
@@ -415,15 +416,15 @@ def _trained(stage: str, inputs: TrainingInputs, **only_here: Any) -> io.NodeOut
 
 def _config(stage: str, inputs: TrainingInputs, parts: int, device: str, only_here: dict[str, Any]) -> StageConfig:
     """The training that the inputs ask for, as the core takes it, with each batch in so many parts."""
-    from ..instaflow_core.training.config import SCHEDULES, LoopConfig, StageConfig
+    from ..instaflow_core.training.config import SCHEDULES, LoopConfig, StageConfig, usual_warmup
 
     loop = LoopConfig(
         iterations=inputs.iterations,
         learning_rate=inputs.learning_rate,
-        warmup=min(1000, inputs.iterations // 10) if inputs.warmup < 0 else inputs.warmup,
+        warmup=usual_warmup(inputs.iterations) if inputs.warmup < 0 else inputs.warmup,
         schedule=SCHEDULES[inputs.schedule],
         ema=inputs.ema,
-        precision=training.precision() if inputs.precision == "auto" else training.PRECISIONS[inputs.precision],
+        precision=training.precision() if inputs.precision == "auto" else PRECISIONS[inputs.precision],
         accumulate=parts,
         snapshot_every=max(1, inputs.iterations // 20),
     )

@@ -18,9 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..training.accelerator import LOGGERS
+from ..training.accelerator import LOGGERS, PRECISIONS
 from ..training.batches import TIMES
-from ..training.config import SCHEDULES, LoopConfig, StageConfig
+from ..training.config import SCHEDULES, LoopConfig, StageConfig, usual_warmup
 from ..training.optimizer import OPTIMIZERS
 from ..training.runs import LOSSES, METHODS, train
 from ..training.watching import SampleSheets
@@ -39,7 +39,6 @@ from .common import (
     seed,
 )
 
-_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _ECHO = 1.0  # seconds
 
@@ -175,7 +174,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", type=float, default=0.9999, help="decay of the weights' average (default 0.9999)")
     parser.add_argument(
         "--precision",
-        choices=_PRECISIONS,
+        choices=PRECISIONS,
         help="of the computation (default: what `accelerate launch` says, else fp32)",
     )
     parser.add_argument("--method", choices=METHODS, default="full", help="all weights, or a LoRA (default full)")
@@ -213,11 +212,11 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
     loop = LoopConfig(
         iterations=options.iterations,
         learning_rate=options.lr,
-        warmup=min(1000, options.iterations // 10) if options.warmup is None else options.warmup,
+        warmup=usual_warmup(options.iterations) if options.warmup is None else options.warmup,
         schedule=SCHEDULES[options.schedule],
         weight_decay=options.weight_decay,
         ema=options.ema,
-        precision=_PRECISIONS[options.precision] if options.precision else None,
+        precision=PRECISIONS[options.precision] if options.precision else None,
         accumulate=options.accumulate,
         optimizer=options.optimizer,
         compile=options.compile,

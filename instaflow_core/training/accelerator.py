@@ -11,6 +11,8 @@ import torch
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""What a training can compute in, and what accelerate calls it."""
 LOGGERS = ("none", "tensorboard", "wandb", "trackio")
 _PROJECT = {"tensorboard": "log"}
 """What a logger's project is called: TensorBoard's is a folder in the run's own."""

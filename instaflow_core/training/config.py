@@ -14,6 +14,11 @@ SCHEDULES = {"constant": CONSTANT, "cosine": "cosine"}
 """How the learning rate goes, by the words users have for it."""
 
 
+def usual_warmup(iterations: int) -> int:
+    """Iterations up to the learning rate where nobody says: the paper's 1000, or a tenth of a shorter run."""
+    return min(1000, iterations // 10)
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     """How the loop trains, whatever the stage.

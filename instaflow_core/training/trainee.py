@@ -168,9 +168,9 @@ class Trainee:
                 parameter.copy_(shared_out(state["trained"][name], parameter))
         placed = self.average.state_dict()
         average = {name: shared_out(value, placed[name]) for name, value in state["average"].items()}
-        optimizer = optimizer_state(state["optimizer"], self.weights)
+        placed_here = state | {"average": average, "optimizer": optimizer_state(state["optimizer"], self.weights)}
         for name, part in self._parts().items():
-            part.load_state_dict({**state, "average": average, "optimizer": optimizer}[name])
+            part.load_state_dict(placed_here[name])
         for values in self.optimizer.state.values():  # what it took as it was is a view of the file, which is replaced
             values.update({name: value.clone() for name, value in values.items() if isinstance(value, Tensor)})
 

@@ -21,8 +21,6 @@ from .patches import check_only_weights
 if TYPE_CHECKING:
     from ...instaflow_core.weights.checkpoint import Checkpoint
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""What a training can compute in, and what accelerate calls it."""
 _SETS = "instaflow/triplets"
 _RUNS = "instaflow/training"
 _PROMPT_ENDINGS = (".txt", ".csv", ".json", ".jsonl", ".parquet")
@@ -68,9 +66,7 @@ def as_checkpoint(model: Any, clip: Any, vae: Any) -> Checkpoint:
         path = Path(folder) / "checkpoint.safetensors"
         saving.write_checkpoint(path, model, clip, vae)
         checkpoint = load(path)
-        # The file goes away, and the tensors are views of it.
-        for weights in (checkpoint.unet, checkpoint.text_encoder or {}, checkpoint.vae or {}):
-            weights.update({name: tensor.clone() for name, tensor in weights.items()})
+        checkpoint.let_go_of(path)  # which goes away
     return checkpoint
 
 
