@@ -1,4 +1,4 @@
-# Thin: each target makes the development host ready and calls one script. See README.md.
+# Thin: each target makes the development host ready and calls one script. See docs/developing.md.
 PYTHON ?= python3
 HOST = $(PYTHON) scripts/devhost.py
 

@@ -24,13 +24,13 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from instaflow_core.evaluation.drawing import Drawing
 from instaflow_core.flow.guidance import GuidedUNet
 from instaflow_core.flow.inversion import invert, naive_reverse
 from instaflow_core.flow.noise import indexed_noise
 from instaflow_core.flow.solvers import VelocityField, euler, time_grid
 from instaflow_core.pictures.images import image_pictures
 from instaflow_core.shapes.captions import COLORS, Caption, all_captions
-from instaflow_core.shapes.evaluate import build
 from instaflow_core.shapes.judge import look
 from instaflow_core.text import encode_prompts
 from instaflow_core.weights.checkpoint import load
@@ -43,7 +43,8 @@ class Flow:
     """A built-in flow that draws captions from noise in a number of steps."""
 
     def __init__(self, name: str, steps: int) -> None:
-        self.encoder, self.unet, self.vae = build(load(name))
+        drawing = Drawing(load(name))
+        self.encoder, self.unet, self.vae = drawing.text_encoder, drawing.unet, drawing.vae
         self.times = time_grid(steps)
         self.steps = steps
 

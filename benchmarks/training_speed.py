@@ -3,10 +3,11 @@
     python3 scripts/devhost.py benchmarks/training_speed.py --example train_text_to_image.py
 
 --example is examples/text_to_image/train_text_to_image.py of diffusers' source, of the version installed or an older
-one. Both programs train all weights of the same UNet (the built-in teacher's) with AdamW, gradient clipping and a
-moving average, on as many pictures a batch and in the same precision, in turn. Each is run for two numbers of
-iterations, and the difference is what counts, so that starting and saving do not. In every iteration the example also
-encodes its pictures (here through a very small autoencoder) and captions, which a set of triplets has done beforehand.
+one; `make bench` takes it from INSTAFLOW_BENCH_EXAMPLE, since diffusers' wheel has no examples. Both programs train all
+weights of the same UNet (the built-in teacher's) with AdamW, gradient clipping and a moving average, on as many
+pictures a batch and in the same precision, in turn. Each is run for two numbers of iterations, and the difference is
+what counts, so that starting and saving do not. In every iteration the example also encodes its pictures (here through
+a very small autoencoder) and captions, which a set of triplets has done beforehand.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
+
 from devhost import ROOT
 
 sys.path.append(str(ROOT))
 
 from diffusers import AutoencoderKL
+from rows import Row
 
 from instaflow_core.shapes.captions import sample_captions
 from instaflow_core.shapes.render import render, sample_scene
@@ -95,6 +99,35 @@ class Contest:
         return time.perf_counter() - started
 
 
+EXAMPLE = "INSTAFLOW_BENCH_EXAMPLE"
+"""The environment variable that names the example."""
+
+
+def rates(
+    example: Path, batch: int, precision: str, iterations: tuple[int, int], rounds: int
+) -> dict[str, list[float]]:
+    """Iterations per second of both, in turn. iterations: of the two runs whose difference counts."""
+    few, many = iterations
+    found: dict[str, list[float]] = {"reflow": [], "diffusers": []}
+    with tempfile.TemporaryDirectory() as folder:
+        contest = Contest(example.resolve(), Path(folder), batch, precision)
+        for _ in range(rounds):
+            for name, program in (("reflow", contest.ours), ("diffusers", contest.theirs)):
+                found[name].append((many - few) / (program(many) - program(few)))
+                print(f"{name:10} {found[name][-1]:.3f} iterations/s", file=sys.stderr, flush=True)
+    return found
+
+
+def measure() -> list[Row]:
+    """The medians of the example that INSTAFLOW_BENCH_EXAMPLE names."""
+    name, unit, baseline = "train/reflow", "iterations/s", "diffusers' train_text_to_image.py"
+    if EXAMPLE not in os.environ:
+        return [Row(name, None, unit, baseline, reason=f"{EXAMPLE} does not name diffusers' train_text_to_image.py")]
+    found = rates(Path(os.environ[EXAMPLE]), batch=16, precision="fp32", iterations=(10, 60), rounds=3)
+    ours, theirs = map(statistics.median, found.values())
+    return [Row(name, ours, unit, baseline, theirs)]
+
+
 def main() -> None:
     """Let them run in turn and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,16 +137,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, nargs=2, default=(10, 60), help="of the two runs (default 10 60)")
     parser.add_argument("--rounds", type=int, default=3, help="how often (default 3)")
     options = parser.parse_args()
-    few, many = options.iterations
-    rates: dict[str, list[float]] = {"reflow": [], "diffusers": []}
-    with tempfile.TemporaryDirectory() as folder:
-        contest = Contest(options.example.resolve(), Path(folder), options.batch_size, options.precision)
-        for _ in range(options.rounds):
-            for name, program in (("reflow", contest.ours), ("diffusers", contest.theirs)):
-                rates[name].append((many - few) / (program(many) - program(few)))
-                print(f"{name:10} {rates[name][-1]:.3f} iterations/s", flush=True)
-    ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
-    for name, values in rates.items():
+    found = rates(options.example, options.batch_size, options.precision, tuple(options.iterations), options.rounds)
+    ratios = [ours / theirs for ours, theirs in zip(*found.values(), strict=True)]
+    for name, values in found.items():
         print(f"median of {name:10} {statistics.median(values):.3f} iterations/s")
     print(f"reflow / diffusers   {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f})")
 

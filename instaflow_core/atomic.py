@@ -6,9 +6,12 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .disk import refusals_told
+from .locks import abandoned, in_hand
 
 _log = logging.getLogger(__name__)
 
@@ -17,25 +20,21 @@ _log = logging.getLogger(__name__)
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; on leaving, it is flushed to disk and renamed to `path`.
 
-    Where the writing raises, `path` stays as it was and the temporary file is gone. Missing folders are made.
+    Where the writing raises, `path` stays as it was and the temporary file is gone. Missing folders are made, and what
+    killed writers of `path` left is removed.
 
-    Raises PermissionError where `path` is in use and cannot be replaced; the message says where the new file lies.
+    Raises CannotWrite where the disk is full or may not be written to, PermissionError where `path` is in use and
+    cannot be replaced; the message says where the new file lies.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, ".tmp")
-    temporary.touch(exist_ok=False)  # with the rights every new file gets, which mkstemp does not give
-    try:
+    with _writing(path, lambda temporary: temporary.touch(exist_ok=False)) as temporary:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         try:
             os.replace(temporary, path)
         except PermissionError:
             if not path.is_file():
                 raise
             _replace_by_moving(temporary, path)
-    finally:
-        _remove([temporary])
 
 
 @contextmanager
@@ -44,29 +43,65 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     What was at `path` is moved aside first and deleted last.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, ".tmp")
-    temporary.mkdir()
-    try:
+    with _writing(path, Path.mkdir) as temporary:
         yield temporary
         if path.exists():
             _replace_by_moving(temporary, path)
         else:
             os.replace(temporary, path)
-    finally:
-        _remove([temporary])
+    remove_leftovers_of(path)  # until now, what was moved aside by a writer that was killed then was all there was
+
+
+def add(paths: Iterable[Path], write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file, and give it the first of these names, in one folder, that is free then: of two
+    who write at the same time each gets one, and nothing is replaced. All else as `replacing`.
+
+    Returns the name.
+    """
+    names = iter(paths)
+    first = next(names)
+    with _writing(first, lambda temporary: temporary.touch(exist_ok=False)) as temporary:
+        write(temporary)
+        _flush(temporary)
+        for name in itertools.chain([first], names):
+            try:
+                name.touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            os.replace(temporary, name)
+            return name
+    raise FileExistsError(f"No name like {first.name} is free in {first.parent}. Make room there.")
 
 
 def remove_leftovers_of(path: Path) -> None:
-    """Remove what a killed writer of `path`, a file or a folder, left beside it. Only where nobody else writes it."""
-    _remove(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+    """Remove what killed writers of `path`, a file or a folder, left beside it."""
+    _remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
     if path.exists():  # else what was moved aside for it is all there is
-        _remove(path.parent.glob(f".{glob.escape(path.name)}.*.old"))
+        _remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.*.old"))
 
 
 def remove_leftovers_in(folder: Path) -> None:
-    """Remove what killed writers left anywhere in the folder. Only where nobody else writes there."""
-    _remove(folder.rglob(".*.tmp"))
+    """Remove what killed writers left anywhere in the folder."""
+    _remove_abandoned(folder.rglob(".*.tmp"))
+
+
+@contextmanager
+def _writing(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new temporary file or folder beside `path`; in the end it is gone, unless it has got another name."""
+    temporary = _beside(path, ".tmp")
+    with refusals_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers_of(path)  # before the new one: they may be what the disk is full of
+        try:
+            with in_hand(temporary, make):
+                yield temporary
+        finally:
+            _remove([temporary])
+
+
+def _flush(temporary: Path) -> None:
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -106,6 +141,13 @@ def _free_name(finished: Path, path: Path) -> Path:
     return next(free for name in names if not (free := path.with_name(name)).exists())
 
 
+def _remove_abandoned(leftovers: Iterable[Path]) -> None:
+    for leftover in list(leftovers):
+        with abandoned(leftover) as nobody_has_it:
+            if nobody_has_it:
+                _remove([leftover])
+
+
 def _remove(leftovers: Iterable[Path]) -> list[Path]:
     """Remove files and folders; those that are still in use stay, and are returned."""
     staying = []
@@ -114,7 +156,9 @@ def _remove(leftovers: Iterable[Path]) -> list[Path]:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:
-                leftover.unlink(missing_ok=True)  # it may have gone with the folder it lay in
+                leftover.unlink()
+        except FileNotFoundError:
+            pass  # it has gone with the folder it lay in, or another has removed it
         except PermissionError:
             staying.append(leftover)
     return staying

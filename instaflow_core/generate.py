@@ -12,7 +12,7 @@ from torch import Tensor
 from .atomic import replacing
 from .flow.diffusion import check_zero_snr
 from .flow.noise import draw_noise
-from .flow.sampling import sample_latents
+from .flow.sampling import check_steps, sample_latents
 from .pictures.images import image_pictures
 from .text import encode_prompts
 from .weights.checkpoint import Checkpoint
@@ -43,16 +43,18 @@ class GenerationRequest:
     def settled(self, checkpoint: Checkpoint) -> "GenerationRequest":
         """The same request with every None filled in.
 
-        Raises ValueError for a size the autoencoder cannot make, an empty batch, no steps, guidance for a one-step
-        model, which was trained without, or a noise schedule that its prediction cannot be sampled on.
+        Raises ValueError for a size the autoencoder cannot make, an empty batch, a number of steps that its rule does
+        not have, guidance for a one-step model, which was trained without, or a noise schedule that its prediction
+        cannot be sampled on.
         """
         check_zero_snr(checkpoint.prediction, checkpoint.zero_snr)
-        teaches = not checkpoint.is_flow
+        rule, teaches = checkpoint.rule, not (checkpoint.is_flow or checkpoint.rule)
+        steps = TEACHER_STEPS if teaches else rule.steps if rule else 1
         width, height = settled_size(checkpoint, self.width, self.height)
         settled = GenerationRequest(
             **asdict(self)
             | {
-                "steps": (TEACHER_STEPS if teaches else 1) if self.steps is None else self.steps,
+                "steps": steps if self.steps is None else self.steps,
                 "guidance": (TEACHER_GUIDANCE if teaches else checkpoint.guidance)
                 if self.guidance is None
                 else self.guidance,
@@ -64,6 +66,7 @@ class GenerationRequest:
             raise ValueError(f"batch-size is {settled.batch_size}. Give 1 or more.")
         if settled.steps is None or settled.steps < 1:
             raise ValueError(f"steps is {settled.steps}. Give 1 or more.")
+        check_steps(rule, settled.steps)
         if checkpoint.stage == "one-step" and settled.guidance is not None and settled.guidance > 1:
             raise ValueError(
                 f"guidance is {settled.guidance}, and a one-step InstaFlow was trained without guidance. "
@@ -99,7 +102,8 @@ def generate(
     """The pictures of a settled request.
 
     A rectified flow is solved by Euler's method on the uniform grid, one UNet evaluation a step (eq. 3 of the paper); a
-    checkpoint that predicts noise or v is sampled as its teacher is, by DPM-Solver++.
+    few-step diffusion model is sampled by its rule; another checkpoint that predicts noise or v is sampled as the
+    paper's teacher is, by DPM-Solver++.
 
     Returns:
         (B, 3, height, width) float32 on the CPU, in [0, 1].
@@ -123,6 +127,7 @@ def generate(
         request.guidance,
         callback,
         checkpoint.zero_snr,
+        checkpoint.rule,
     )
     pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
     return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)

@@ -12,7 +12,8 @@ from ..instaflow_core.flow.control import Control, control
 from ..instaflow_core.flow.inversion import ITERATIONS, Inversion, invert
 from ..instaflow_core.flow.solvers import VelocityField
 from .guidance import conditions, guidance_inputs
-from .host import model_sampling, sampling
+from .host import sampling
+from .host.inputs import checked, refused
 from .host.progress import Progress
 from .host.schema import report_output, schema
 from .host.velocity import with_velocity
@@ -48,9 +49,11 @@ def matching(target: dict[str, Any], latent: dict[str, Any]) -> Tensor:
     """
     wanted, shape = target["samples"], latent["samples"].shape
     if wanted.shape[1:] != shape[1:] or len(wanted) not in (1, shape[0]):
-        raise ValueError(
-            f"The target has the shape {tuple(wanted.shape)}, and latent_image {tuple(shape)}. "
-            "Give both the same size, and one target or as many as there are latents."
+        raise refused(
+            "target",
+            f"has the shape {tuple(wanted.shape)}",
+            f"`latent_image` has {tuple(shape)}",
+            "Give both the same size, and one target or as many as there are latents.",
         )
     return wanted.expand(shape)
 
@@ -58,7 +61,7 @@ def matching(target: dict[str, Any], latent: dict[str, Any]) -> Tensor:
 def control_report(result: Control) -> str:
     """One line a picture on how near it came."""
     lines = [
-        f"Picture {i + 1}: distance to the target {before:.4f} → {after:.4f}"
+        f"Picture {i + 1}: distance to the target {before:.4f} to {after:.4f}"
         for i, (before, after) in enumerate(zip(result.before.tolist(), result.after.tolist(), strict=True))
     ]
     return "\n".join(lines)
@@ -75,7 +78,16 @@ class InstaFlowInvert(io.ComfyNode):
             category="InstaFlow/editing",
             description="Finds the noise from which the flow makes this picture, in the same number of steps. Sample "
             "with it again under another prompt to change what the picture shows and keep the rest.",
-            search_aliases=["inversion", "image to noise", "unsampler", "edit", "reverse", "ddim inversion"],
+            search_aliases=[
+                "instaflow",
+                "invert",
+                "inversion",
+                "image to noise",
+                "unsampler",
+                "edit",
+                "reverse",
+                "ddim inversion",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The InstaFlow that will sample from the noise."),
                 io.Conditioning.Input("positive", tooltip="A prompt that says what the picture shows."),
@@ -103,6 +115,7 @@ class InstaFlowInvert(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -112,9 +125,7 @@ class InstaFlowInvert(io.ComfyNode):
         guidance: float = 1.0,
         negative: Any | None = None,
     ) -> io.NodeOutput:
-        stage = model_sampling.instaflow_sampling(model).stage
-        sampling.check_latent(model, latent_image)
-        conditioning = conditions(stage, guidance, positive, negative)
+        conditioning = conditions(model, positive, latent_image, guidance, negative)
         x_1 = sampling.into_flow(model, latent_image["samples"])
         work = partial(invert, steps=steps, progress=Progress(steps + ITERATIONS, model).moved)
         result = with_velocity(model, conditioning, guidance, x_1, work, gradients=True)
@@ -135,7 +146,16 @@ class InstaFlowControl(io.ComfyNode):
             category="InstaFlow/editing",
             description="Moves the noise, by gradients through the flow's few steps (FlowGrad), until the picture "
             "agrees with a target inside a mask. Outside the flow makes what fits. No training.",
-            search_aliases=["flowgrad", "gradient guidance", "steer", "optimize noise", "inpaint"],
+            search_aliases=[
+                "instaflow",
+                "flowgrad",
+                "control",
+                "gradient guidance",
+                "steer",
+                "optimize noise",
+                "edit",
+                "inpaint",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The InstaFlow or 2-rectified flow to steer."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show, from CLIP Text Encode."),
@@ -180,6 +200,7 @@ class InstaFlowControl(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -194,10 +215,9 @@ class InstaFlowControl(io.ComfyNode):
         guidance: float = 1.0,
         negative: Any | None = None,
     ) -> io.NodeOutput:
-        stage = model_sampling.instaflow_sampling(model).stage
-        sampling.check_latent(model, latent_image)
-        conditioning = conditions(stage, guidance, positive, negative)
-        start = sampling.host_noise(latent_image, 0) if noise is None else noise.generate_noise(latent_image)
+        conditioning = conditions(model, positive, latent_image, guidance, negative)
+        connected, seed = sampling.connected_noise(latent_image, 0, noise)
+        start = sampling.host_noise(latent_image, seed) if connected is None else connected
         goal, tell = sampling.into_flow(model, matching(target, latent_image)), Progress(iterations, model).moved
         where = None if mask is None else latent_mask(mask, start.shape)
 
@@ -207,7 +227,7 @@ class InstaFlowControl(io.ComfyNode):
 
         result = with_velocity(model, conditioning, guidance, start, work, gradients=True)
         picture = sampling.with_samples(latent_image, sampling.out_of_flow(model, result.x_1))
-        seed, report = 0 if noise is None else noise.seed, control_report(result)
+        report = control_report(result)
         moved = FixedNoise(result.noise.cpu(), seed, latent_image.get("batch_index"))
         _log.info("InstaFlow Control: %s", report)
         return io.NodeOutput(picture, moved, report, ui=ui.PreviewText(report))

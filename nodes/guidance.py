@@ -1,8 +1,10 @@
-"""Guidance and negative prompts as nodes take them."""
+"""What a node that follows a flow begins with: a MODEL, its prompts and latents that fit it, and guidance."""
 
 from typing import Any
 
 from comfy_api.latest import io
+
+from .host import fitting, model_sampling, rows
 
 
 def guidance_inputs(why: str) -> list[Any]:
@@ -24,28 +26,49 @@ def guidance_inputs(why: str) -> list[Any]:
     ]
 
 
-def conditions(stage: str, guidance: float, positive: Any, negative: Any | None) -> dict[str, Any]:
-    """The conditionings the host's guider takes.
+def conditions(
+    model: Any,
+    positive: Any,
+    latent_image: dict[str, Any],
+    guidance: float,
+    negative: Any | None,
+    any_row: bool = False,
+) -> dict[str, Any]:
+    """The conditionings the host's guider takes, of inputs with these names that fit each other.
 
     A negative goes along at any guidance: up to 1 the host leaves it out by itself, unless a patch on the MODEL asks
     for it.
 
+    Args:
+        any_row: whether a few-step MODEL of another row will do, too.
+
     Raises:
-        ValueError: guidance above 1 for a one-step model, or without a negative.
+        ValueError: the MODEL is no InstaFlow, latents or prompts are not what it takes, or guidance is above 1 for a
+            one-step model or without a negative.
     """
+    sampling = rows.row_sampling(model) if any_row else model_sampling.instaflow_sampling(model)
+    fitting.check_latent("latent_image", latent_image, model)
+    prompts = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
+    for name, prompt in prompts.items():
+        fitting.check_prompt(name, prompt, model)
     if guidance > 1:
-        _check_guidance(stage, guidance, negative)
-    return {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
+        check_guidance(sampling.stage, guidance)
+        _check_negative(guidance, negative)
+    return prompts
 
 
-def _check_guidance(stage: str, guidance: float, negative: Any | None) -> None:
-    if stage == "one-step":
+def check_guidance(stage: str, guidance: float) -> None:
+    """Raise ValueError for guidance above 1 of a one-step model."""
+    if stage == "one-step" and guidance > 1:
         raise ValueError(
-            f"Guidance is {guidance:g}, but this MODEL is a one-step InstaFlow: guidance is already distilled into it, "
+            f"`guidance` is {guidance:g}, but `model` is a one-step InstaFlow: guidance is already distilled into it, "
             "and negative prompts have no effect. Set guidance to 1.0, or load a 2-rectified flow (1.0 to 2.0)."
         )
+
+
+def _check_negative(guidance: float, negative: Any | None) -> None:
     if negative is None:
         raise ValueError(
-            f"Guidance is {guidance:g}, but nothing is connected to `negative`. Connect a CLIP Text Encode to it "
+            f"`guidance` is {guidance:g}, but nothing is connected to `negative`. Connect a CLIP Text Encode to it "
             "(an empty text will do), or set guidance to 1.0."
         )

@@ -5,6 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .host import checkpoints, model_files, model_sampling, saving
+from .host.inputs import checked
 from .host.schema import advanced, schema
 
 _PREFIX = "checkpoints/InstaFlow"
@@ -22,12 +23,6 @@ def _weight_dtype_input() -> Any:
     )
 
 
-def _weight_dtype(name: str) -> str:
-    if name not in checkpoints.WEIGHT_DTYPES:
-        raise ValueError(f"Unknown weight_dtype {name!r}; expected one of {', '.join(checkpoints.WEIGHT_DTYPES)}.")
-    return name
-
-
 def _prediction_input() -> Any:
     return advanced(
         io.Combo.Input(
@@ -42,10 +37,20 @@ def _prediction_input() -> Any:
     )
 
 
-def _prediction(name: str) -> str | None:
-    if name != _AS_SAID and name not in checkpoints.predictions():
-        known = ", ".join((_AS_SAID, *checkpoints.predictions()))
-        raise ValueError(f"Unknown prediction {name!r}; expected one of {known}.")
+def _rule_input() -> Any:
+    return advanced(
+        io.Combo.Input(
+            "rule",
+            options=[_AS_SAID, *checkpoints.rules()],
+            default=_AS_SAID,
+            optional=True,
+            tooltip="How a few-step model is sampled, in one step or a few, by any sampler node. auto: what the file "
+            "or its scheduler says, else its name, and then the log says so. The help page shows the choices.",
+        )
+    )
+
+
+def _said(name: str) -> str | None:
     return None if name == _AS_SAID else name
 
 
@@ -60,7 +65,18 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
             category="InstaFlow/loaders",
             description="Loads an InstaFlow or 2-Rectified Flow as MODEL, CLIP and VAE. Works at once with the small "
             "built-in models; the released weights (CC-BY-NC-4.0) go into models/diffusers as they are.",
-            search_aliases=["instaflow", "rectified flow", "load checkpoint", "one step", "diffusers", "2-rectified"],
+            search_aliases=[
+                "instaflow",
+                "rectified flow",
+                "load checkpoint",
+                "load model",
+                "one step",
+                "turbo",
+                "fast",
+                "lcm",
+                "diffusers",
+                "2-rectified",
+            ],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -70,6 +86,7 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
                 ),
                 _weight_dtype_input(),
                 _prediction_input(),
+                _rule_input(),
             ],
             outputs=[
                 io.Model.Output(
@@ -81,9 +98,12 @@ class InstaFlowLoadCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, checkpoint: str, weight_dtype: str, prediction: str = _AS_SAID) -> io.NodeOutput:
+    @checked
+    def execute(
+        cls, checkpoint: str, weight_dtype: str, prediction: str = _AS_SAID, rule: str = _AS_SAID
+    ) -> io.NodeOutput:
         source = model_files.checkpoint_source(checkpoint)
-        return io.NodeOutput(*checkpoints.load_all(source, _weight_dtype(weight_dtype), _prediction(prediction)))
+        return io.NodeOutput(*checkpoints.load_all(source, weight_dtype, _said(prediction), _said(rule)))
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str = "", **_: Any) -> Any:
@@ -105,7 +125,7 @@ class InstaFlowLoadUNet(io.ComfyNode):
             category="InstaFlow/loaders",
             description="Loads the UNet of an InstaFlow alone, in diffusers' or in Stable Diffusion's key layout. Use "
             "it with the CLIP and VAE of any Stable Diffusion 1.5 checkpoint.",
-            search_aliases=["instaflow", "rectified flow", "load diffusion model", "unet"],
+            search_aliases=["instaflow", "rectified flow", "load diffusion model", "load model", "unet", "one step"],
             inputs=[
                 io.Combo.Input(
                     "unet_name",
@@ -115,6 +135,7 @@ class InstaFlowLoadUNet(io.ComfyNode):
                 ),
                 _weight_dtype_input(),
                 _prediction_input(),
+                _rule_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The flow, for InstaFlow Sampler, KSampler and the rest.")
@@ -122,9 +143,12 @@ class InstaFlowLoadUNet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, unet_name: str, weight_dtype: str, prediction: str = _AS_SAID) -> io.NodeOutput:
+    @checked
+    def execute(
+        cls, unet_name: str, weight_dtype: str, prediction: str = _AS_SAID, rule: str = _AS_SAID
+    ) -> io.NodeOutput:
         source = model_files.unet_source(unet_name)
-        return io.NodeOutput(checkpoints.load_model(source, _weight_dtype(weight_dtype), _prediction(prediction)))
+        return io.NodeOutput(checkpoints.load_model(source, weight_dtype, _said(prediction), _said(rule)))
 
     @classmethod
     def fingerprint_inputs(cls, unet_name: str = "", **_: Any) -> Any:
@@ -154,6 +178,7 @@ class InstaFlowModelSampling(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any) -> io.NodeOutput:
         return io.NodeOutput(model_sampling.as_instaflow(model))
 
@@ -170,7 +195,15 @@ class InstaFlowSaveCheckpoint(io.ComfyNode):
             description="Writes a MODEL, with the LoRAs and differences patched into it, to one safetensors file that "
             "InstaFlow Load Checkpoint recognises by itself. The stock checkpoint loader opens one of Stable Diffusion "
             "1.5's size too.",
-            search_aliases=["instaflow", "save checkpoint", "export", "merge", "bake lora", "safetensors"],
+            search_aliases=[
+                "instaflow",
+                "save checkpoint",
+                "save model",
+                "export",
+                "merge",
+                "bake lora",
+                "safetensors",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The InstaFlow (or its diffusion teacher) to save, patches included."),
                 io.Clip.Input(
@@ -189,6 +222,7 @@ class InstaFlowSaveCheckpoint(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, clip: Any = None, vae: Any = None, filename_prefix: str = _PREFIX) -> io.NodeOutput:
         path = saving.save_checkpoint(model, clip, vae, filename_prefix, cls.hidden)
         return io.NodeOutput(ui={"text": (str(path),)})

@@ -5,6 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .host import saving
+from .host.inputs import checked
 from .host.schema import schema
 
 
@@ -20,7 +21,15 @@ class InstaFlowMergeDelta(io.ComfyNode):
             description="Gives an InstaFlow what a finetune of Stable Diffusion 1.5 has learned: model + strength x "
             "(finetuned - base), UNet only. Use the finetune's own CLIP and VAE with the result, as the InstaFlow "
             "authors do.",
-            search_aliases=["instaflow", "merge", "dreamshaper", "finetune", "add difference", "delta weights"],
+            search_aliases=[
+                "instaflow",
+                "merge",
+                "model merge",
+                "dreamshaper",
+                "finetune",
+                "add difference",
+                "delta weights",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The InstaFlow that gets the difference; its sampling stays as it is."),
                 io.Model.Input("finetuned", tooltip="A finetune of the base, such as DreamShaper."),
@@ -45,5 +54,6 @@ class InstaFlowMergeDelta(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, finetuned: Any, base: Any, strength: float) -> io.NodeOutput:
         return io.NodeOutput(saving.merge_delta(model, finetuned, base, strength))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..instaflow_core.flow.noise import DRAWS, draw_noise, great_circle
 from .host import sampling
+from .host.inputs import checked
 from .host.schema import schema, seed_input
 
 
@@ -62,8 +63,8 @@ class FixedNoise:
         wanted = list(input_latent.get("batch_index") or self.places)
         if (len(wanted), *self.noise.shape[1:]) != shape or not set(wanted) <= set(self.places):
             raise ValueError(
-                f"This NOISE is for latents of the shape {tuple(self.noise.shape)}, and the LATENT has the shape "
-                f"{shape}. Connect the LATENT that came with the NOISE, or one of the same size and batch."
+                f"This NOISE is for latents of the shape {tuple(self.noise.shape)}, and `latent_image` has the "
+                f"shape {shape}. Connect the LATENT that came with the NOISE, or one of the same size and batch."
             )
         return self.noise[[self.places.index(place) for place in wanted]]
 
@@ -79,7 +80,7 @@ class InstaFlowSeedNoise(io.ComfyNode):
             category="InstaFlow/noise",
             description="Noise from a seed, drawn as ComfyUI or as a diffusers pipeline draws it, so that a picture "
             "made elsewhere can be made again here.",
-            search_aliases=["random noise", "seed", "diffusers noise", "reproduce"],
+            search_aliases=["instaflow", "noise", "random noise", "seed", "diffusers noise", "reproduce"],
             inputs=[
                 seed_input("seed", "Which noise to draw. The same seed and draw give the same noise on every machine."),
                 io.Combo.Input(
@@ -94,9 +95,8 @@ class InstaFlowSeedNoise(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, seed: int, draw: str) -> io.NodeOutput:
-        if draw not in DRAWS:
-            raise ValueError(f"Unknown draw {draw!r}; expected one of {', '.join(DRAWS)}. Choose it in the node.")
         return io.NodeOutput(SeedNoise(seed, draw))
 
 
@@ -111,7 +111,17 @@ class InstaFlowInterpolateNoise(io.ComfyNode):
             category="InstaFlow/noise",
             description="A batch of noises along the great circle from one seed's to another's, one for each frame of "
             "a video: every frame is as good a noise as the ends, and the flow turns neighbours into neighbours.",
-            search_aliases=["slerp", "interpolation", "noise travel", "video frames", "seed blend", "latent walk"],
+            search_aliases=[
+                "instaflow",
+                "slerp",
+                "interpolation",
+                "interpolate",
+                "noise travel",
+                "video frames",
+                "animation",
+                "seed blend",
+                "latent walk",
+            ],
             inputs=[
                 seed_input(
                     "seed_from",
@@ -142,6 +152,7 @@ class InstaFlowInterpolateNoise(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, seed_from: int, seed_to: int, frames: int, latent_image: dict[str, Any]) -> io.NodeOutput:
         first = {"samples": latent_image["samples"][:1]}
         start, end = (sampling.host_noise(first, seed)[0] for seed in (seed_from, seed_to))

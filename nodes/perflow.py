@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..instaflow_core.flow.perflow import PREDICTIONS
 from .host import perflow
+from .host.inputs import checked
 from .host.schema import schema
 
 
@@ -21,7 +22,16 @@ class InstaFlowPeRFlow(io.ComfyNode):
             description="Samples a Stable Diffusion 1.5 that has PeRFlow's weights as what it is: a flow that is "
             "straight in each of a few windows of time. Add PeRFlow's delta weights to a base or a finetune with "
             "ModelMergeAdd first; give both outputs to SamplerCustom with the euler sampler.",
-            search_aliases=["perflow", "piecewise rectified flow", "few step", "model sampling", "delta weights"],
+            search_aliases=[
+                "instaflow",
+                "perflow",
+                "piecewise rectified flow",
+                "few step",
+                "turbo",
+                "lcm",
+                "model sampling",
+                "delta weights",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="Base + delta, for example from ModelMergeAdd."),
                 io.Int.Input(
@@ -44,5 +54,6 @@ class InstaFlowPeRFlow(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, steps: int, windows: int, prediction: str) -> io.NodeOutput:
         return io.NodeOutput(*perflow.as_perflow(model, steps, windows, prediction))

@@ -5,7 +5,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from .guidance import conditions
-from .host import model_sampling, sampling
+from .host import rows, sampling
+from .host.inputs import checked
 from .host.schema import schema, seed_input
 
 
@@ -14,7 +15,8 @@ def _denoise_input(tooltip: str) -> Any:
 
 
 class InstaFlowSampler(io.ComfyNode):
-    """Euler steps of an InstaFlow, one by default: `sampling.sample_euler` says which equation they are."""
+    """Euler steps of an InstaFlow, one by default: `sampling.sample` says which equation they are. A few-step
+    model of another row takes its own."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,9 +26,25 @@ class InstaFlowSampler(io.ComfyNode):
             category="InstaFlow/sampling",
             description="Goes from noise to image along the flow in straight, equal Euler steps: one for InstaFlow, "
             "one to 25 for a 2-rectified flow. The same seed gives the same picture as KSampler (euler, simple).",
-            search_aliases=["instaflow", "rectified flow", "ksampler", "one step", "euler", "sampler"],
+            search_aliases=[
+                "instaflow",
+                "rectified flow",
+                "ksampler",
+                "sampler",
+                "one step",
+                "single step",
+                "few step",
+                "turbo",
+                "fast",
+                "lcm",
+                "euler",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="An InstaFlow or 2-rectified flow, from InstaFlow Load Checkpoint."),
+                io.Model.Input(
+                    "model",
+                    tooltip="An InstaFlow or 2-rectified flow, from InstaFlow Load Checkpoint, or a few-step model "
+                    "loaded there by its rule.",
+                ),
                 io.Conditioning.Input("positive", tooltip="What the picture should show, from CLIP Text Encode."),
                 io.Latent.Input(
                     "latent_image", tooltip="An Empty Latent Image for its size, or a picture to change (denoise < 1)."
@@ -67,6 +85,7 @@ class InstaFlowSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -79,19 +98,9 @@ class InstaFlowSampler(io.ComfyNode):
         negative: Any | None = None,
         noise: Any | None = None,
     ) -> io.NodeOutput:
-        stage = model_sampling.instaflow_sampling(model).stage
-        sampling.check_latent(model, latent_image)
-        conditioning = conditions(stage, guidance, positive, negative)
-        start = sampling.host_noise(latent_image, seed) if noise is None else noise.generate_noise(latent_image)
-        samples = sampling.sample_euler(
-            model,
-            conditioning,
-            max(guidance, 1.0),
-            latent_image,
-            start,
-            model_sampling.uniform_sigmas(steps, denoise),
-            seed if noise is None else noise.seed,
-        )
+        conditioning = conditions(model, positive, latent_image, guidance, negative, any_row=True)
+        start, seed = sampling.connected_noise(latent_image, seed, noise)
+        samples = rows.sample_by_row(model, conditioning, max(guidance, 1.0), latent_image, start, steps, denoise, seed)
         return io.NodeOutput(sampling.with_samples(latent_image, samples))
 
 
@@ -110,12 +119,12 @@ class InstaFlowScheduler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The InstaFlow that will be sampled."),
                 io.Int.Input("steps", default=1, min=1, max=10000, tooltip="Number of steps; 1 for InstaFlow."),
-                _denoise_input("1.0 is the whole way from noise. Less keeps the last `steps` of a longer grid."),
+                _denoise_input("1.0 is the whole way from noise. Less begins at that noise level, with as many steps."),
             ],
             outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="Noise levels from 1.0 down to 0.0.")],
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, steps: int = 1, denoise: float = 1.0) -> io.NodeOutput:
-        model_sampling.instaflow_sampling(model)
-        return io.NodeOutput(model_sampling.uniform_sigmas(steps, denoise))
+        return io.NodeOutput(rows.row_sampling(model).steps(steps, denoise))

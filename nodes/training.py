@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..instaflow_core.training.accelerator import PRECISIONS
-from .host import checkpoints, training
+from .host import checkpoints, memory, training
+from .host.inputs import checked
 from .host.progress import Progress
-from .host.schema import advanced, schema, seed_input
+from .host.schema import advanced, prompts_input, schema, seed_input
 
 if TYPE_CHECKING:
     from ..instaflow_core.training.config import StageConfig
@@ -47,6 +48,7 @@ class TrainingInputs:
     warmup: int = -1
     rank: int = 64
     precision: str = "auto"
+    evaluate_every: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +66,7 @@ class DistillationInputs(TrainingInputs):
     on_policy: float = 0.0
 
 
-_PROMPTS = "\n".join(
-    [
-        "a red circle on a white background",
-        "a yellow star on a blue background",
-        "a large green heart on a black background",
-    ]
-)
+_PRECISIONS = ["auto", *PRECISIONS]
 
 
 def _seed_input(tooltip: str) -> Any:
@@ -89,20 +85,24 @@ class InstaFlowTriplets(io.ComfyNode):
             category="InstaFlow/training",
             description="Lets a teacher draw many prompts and keeps (text, noise, latent) on disk: what reflow and "
             "distillation learn from. Cancel and queue again to go on; a finished set is not made twice.",
-            search_aliases=["instaflow", "dataset", "training data", "reflow", "teacher samples"],
+            search_aliases=[
+                "instaflow",
+                "train",
+                "dataset",
+                "training data",
+                "triplets",
+                "pairs",
+                "reflow",
+                "distill",
+                "teacher samples",
+            ],
             inputs=[
                 io.Model.Input(
                     "model",
                     tooltip="The teacher: a Stable Diffusion 1.5 for reflow, the 2-rectified flow for distillation.",
                 ),
                 io.Clip.Input("clip", tooltip="The teacher's text encoder."),
-                io.String.Input(
-                    "prompts",
-                    multiline=True,
-                    default=_PROMPTS,
-                    tooltip="One prompt a line, used again as often as needed; or the name of a text file in the "
-                    "input folder.",
-                ),
+                prompts_input(),
                 io.Int.Input("count", default=1000, min=1, max=10_000_000, tooltip="How many triplets to make."),
                 io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Steps of the teacher. The paper: 25."),
                 io.Float.Input(
@@ -155,6 +155,7 @@ class InstaFlowTriplets(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -174,6 +175,7 @@ class InstaFlowTriplets(io.ComfyNode):
         from ..instaflow_core.triplets.writing import SetConfig, SetWriter, describe_set, make_set, native_guidance
 
         folder = training.set_folder(name)
+        texts = training.prompts(prompts, count)
         progress = Progress(count)
         teacher = training.as_checkpoint(model, clip, None)
         config = SetConfig(
@@ -188,9 +190,9 @@ class InstaFlowTriplets(io.ComfyNode):
             empty_share,
         )
         with training.training_device() as device:
-            texts = training.prompts(prompts, count)
             writer = SetWriter(Storage(folder), describe_set(teacher, config, texts))
-            make_set(writer, teacher, config, texts, device, progress.add)
+            with memory.advising("A picture at a time is too much: make width and height smaller."):
+                make_set(writer, teacher, config, texts, device, progress.add)
         return io.NodeOutput(TripletSet(folder, clip))
 
     @classmethod
@@ -210,7 +212,7 @@ class InstaFlowLoadTriplets(io.ComfyNode):
             category="InstaFlow/training",
             description="A whole set of triplets that was made before, here, by the command line or on another "
             "machine, for reflow or distillation. Its teacher is not needed.",
-            search_aliases=["instaflow", "dataset", "training data", "parquet", "load set"],
+            search_aliases=["instaflow", "train", "dataset", "training data", "triplets", "parquet", "load set"],
             inputs=[
                 io.Combo.Input(
                     "name",
@@ -223,6 +225,7 @@ class InstaFlowLoadTriplets(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, name: str, clip: Any) -> io.NodeOutput:
         return io.NodeOutput(TripletSet(training.whole_set(name), clip))
 
@@ -279,7 +282,7 @@ def _training_inputs(model_tooltip: str, name: str, *of_the_stage: Any) -> list[
 
 
 def _schedule_inputs() -> list[Any]:
-    """How the rate goes, and what is computed in which size."""
+    """How the rate goes, what is computed in which size, and how often the model is measured."""
     return [
         io.Combo.Input(
             "schedule",
@@ -299,10 +302,18 @@ def _schedule_inputs() -> list[Any]:
         io.Int.Input("rank", default=64, min=1, max=1024, optional=True, tooltip="Of the LoRA, where that is trained."),
         io.Combo.Input(
             "precision",
-            options=["auto", *PRECISIONS],
+            options=_PRECISIONS,
             default="auto",
             optional=True,
             tooltip="What is computed in; the weights stay float32. auto: bf16 where ComfyUI would compute in it.",
+        ),
+        io.Int.Input(
+            "evaluate_every",
+            default=0,
+            min=0,
+            max=10_000_000,
+            optional=True,
+            tooltip="Iterations between small evaluations, whose curves are drawn, too; needs `vae`. 0: none.",
         ),
     ]
 
@@ -310,8 +321,10 @@ def _schedule_inputs() -> list[Any]:
 _TRAINING_OUTPUTS = [
     io.Model.Output(display_name="model", tooltip="The trained model, loaded from its file."),
     io.Image.Output(
-        display_name="loss curve", tooltip="The loss over the iterations; after reflow also over the time t."
+        display_name="loss curve",
+        tooltip="The loss over the iterations; after reflow also over the time t; the figures of the evaluations.",
     ),
+    io.LossMap.Output(display_name="losses", tooltip="The loss of each iteration, for ComfyUI's own Plot Loss Graph."),
 ]
 
 
@@ -335,12 +348,22 @@ class InstaFlowReflow(io.ComfyNode):
             category="InstaFlow/training",
             description="Trains a 2-rectified flow on a teacher's triplets, starting from the teacher. Cancel keeps a "
             "checkpoint; queue again to go on. The result is always saved.",
-            search_aliases=["instaflow", "train", "rectified flow", "finetune", "2-rectified flow"],
+            search_aliases=[
+                "instaflow",
+                "train",
+                "training",
+                "rectified flow",
+                "reflow",
+                "finetune",
+                "2-rectified flow",
+                "distill",
+            ],
             inputs=_training_inputs("The teacher the triplets are from.", "my-2-rectified-flow", times),
             outputs=_TRAINING_OUTPUTS,
         )
 
     @classmethod
+    @checked
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         taken = cls.Inputs(**inputs)
         return _trained("reflow", taken, times=taken.times)
@@ -377,41 +400,64 @@ class InstaFlowDistill(io.ComfyNode):
             category="InstaFlow/training",
             description="Distils a 2-rectified flow into one step, on triplets that it made itself. Cancel keeps a "
             "checkpoint; queue again to go on. The result is always saved.",
-            search_aliases=["instaflow", "train", "one step", "distillation", "student"],
+            search_aliases=[
+                "instaflow",
+                "train",
+                "training",
+                "one step",
+                "distill",
+                "distillation",
+                "student",
+                "turbo",
+                "lcm",
+            ],
             inputs=[*inputs[:2], loss, *inputs[2:]],
             outputs=_TRAINING_OUTPUTS,
         )
 
     @classmethod
+    @checked
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         taken = cls.Inputs(**inputs)
         return _trained("distill", taken, loss=taken.loss, on_policy=taken.on_policy)
 
 
+_LESS_MEMORY = (
+    "A triplet at a time is too much: train a LoRA (method), or on smaller pictures. Queued again, the run goes on."
+)
+
+
 def _trained(stage: str, inputs: TrainingInputs, **only_here: Any) -> io.NodeOutput:
     """Train as the inputs say, and load the result from its file."""
     from ..instaflow_core.pictures.images import image_tensor
-    from ..instaflow_core.training.runs import equal_parts, train
+    from ..instaflow_core.shapes.evaluate import training_curve
+    from ..instaflow_core.training.runs import StageResult, equal_parts, train
     from ..instaflow_core.triplets.storage import Storage
 
     out, storage = training.result_path(inputs.name), Storage(inputs.triplets.folder)
     progress = Progress(inputs.iterations)
-    init = training.as_checkpoint(inputs.model, inputs.triplets.clip, inputs.vae)
+    init = training.as_checkpoint(inputs.model, inputs.triplets.clip, inputs.vae, "triplets")
     with training.training_device() as device:
         parts = equal_parts(inputs.batch_size, storage, only_here.get("loss", ""))
-        made = train(
-            init,
-            storage,
-            _config(stage, inputs, parts, device, only_here),
-            out,
-            inputs.resume,
-            device,
-            progress.at,
-            progress.show,
-            work=training.run_folder(inputs.name),
-            lora=training.lora_path(inputs.name),
-        )
-    return io.NodeOutput(checkpoints.load_model(str(out), "default"), image_tensor(made.charts))
+
+        def in_parts(number: int) -> StageResult:
+            return train(
+                init,
+                storage,
+                _config(stage, inputs, number, device, only_here),
+                out,
+                inputs.resume or number > parts[0],  # then it is this node's own run
+                device,
+                progress.at,
+                progress.show,
+                work=training.run_folder(inputs.name),
+                lora=training.lora_path(inputs.name),
+                watcher=training_curve("cpu", lambda _: progress.add(0)),
+            )
+
+        made = memory.with_fewer_at_once(parts, in_parts, _LESS_MEMORY)
+    model = checkpoints.load_model(str(out), "default")
+    return io.NodeOutput(model, image_tensor(made.charts), {"loss": made.losses})
 
 
 def _config(stage: str, inputs: TrainingInputs, parts: int, device: str, only_here: dict[str, Any]) -> StageConfig:
@@ -427,6 +473,7 @@ def _config(stage: str, inputs: TrainingInputs, parts: int, device: str, only_he
         precision=training.precision() if inputs.precision == "auto" else PRECISIONS[inputs.precision],
         accumulate=parts,
         snapshot_every=max(1, inputs.iterations // 20),
+        evaluate_every=inputs.evaluate_every,
     )
     return StageConfig(
         stage,

@@ -51,6 +51,7 @@ class PromptResult:
         seconds: from the start of execution to its end, by the server's own clock.
         images: the PNG files of every image output, in the order of node ids.
         progress: the (node id, value, maximum) messages seen on the websocket.
+        frames: the JPEG files that InstaFlow Live Preview sent.
     """
 
     prompt_id: str
@@ -58,6 +59,7 @@ class PromptResult:
     seconds: float
     images: list[bytes]
     progress: list[tuple[str, int, int]] = field(default_factory=list)
+    frames: list[bytes] = field(default_factory=list)
 
 
 class ComfyClient:
@@ -99,7 +101,7 @@ class ComfyClient:
             # Listen first: a short prompt may be over before a later connection stands.
             async with session.ws_connect(f"/ws?clientId={client_id}", max_msg_size=0) as socket:
                 prompt_id = await self._queue(session, graph, client_id)
-                progress = await _listen(socket, prompt_id)
+                progress, frames = await _listen(socket, prompt_id)
             entry = await self._history(session, prompt_id)
             outputs = entry["outputs"]
             images = [
@@ -109,7 +111,7 @@ class ComfyClient:
             ]
         times = {name: data["timestamp"] for name, data in entry["status"]["messages"]}
         seconds = (times["execution_success"] - times["execution_start"]) / 1000
-        return PromptResult(prompt_id, outputs, seconds, images, progress)
+        return PromptResult(prompt_id, outputs, seconds, images, progress, frames)
 
     @staticmethod
     async def _queue(session: aiohttp.ClientSession, graph: Graph, client_id: str) -> str:
@@ -150,12 +152,19 @@ def _wait_for(work: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, work).result()
 
 
-async def _listen(socket: aiohttp.ClientWebSocketResponse[Any], prompt_id: str) -> list[tuple[str, int, int]]:
-    """Read messages until `prompt_id` is done; return its progress messages."""
+async def _listen(
+    socket: aiohttp.ClientWebSocketResponse[Any], prompt_id: str
+) -> tuple[list[tuple[str, int, int]], list[bytes]]:
+    """Read messages until `prompt_id` is done; return its progress messages and the frames of live nodes."""
     progress: list[tuple[str, int, int]] = []
+    frames: list[bytes] = []
+    announced = False
     async for message in socket:
         if message.type is not aiohttp.WSMsgType.TEXT:
-            continue  # previews are binary
+            if announced:  # else a sampler's preview
+                frames.append(message.data[8:])
+            announced = False
+            continue
         event = json.loads(message.data)
         data = event.get("data", {})
         if data.get("prompt_id") != prompt_id:
@@ -163,12 +172,14 @@ async def _listen(socket: aiohttp.ClientWebSocketResponse[Any], prompt_id: str) 
         match event["type"]:
             case "progress":
                 progress.append((str(data["node"]), data["value"], data["max"]))
+            case "instaflow.live":
+                announced = True
             case "execution_error":
                 raise PromptFailed(data)
             case "execution_interrupted":
                 raise PromptFailed(data | {"exception_message": "interrupted", "exception_type": "", "traceback": []})
             case "execution_success":
-                return progress
+                return progress, frames
     raise ConnectionError("the server closed the websocket before the prompt was done; see its log.")
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -33,6 +34,7 @@ class ComfyServer:
         cpu: run on the CPU. None: only where there is no GPU.
         port: the port to listen on. None: a free one.
         flags: more of the host's command line flags.
+        environment: variables that only this process has.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ComfyServer:
         cpu: bool | None = None,
         port: int | None = None,
         flags: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.host = host
         self.base = base
@@ -50,6 +53,7 @@ class ComfyServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = base / "server.log"
         self._flags = flags + (("--cpu",) if (not has_gpu() if cpu is None else cpu) else ())
+        self._environment = os.environ | dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> ComfyServer:
@@ -79,7 +83,12 @@ class ComfyServer:
         ]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.host.comfyui, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                command,
+                cwd=self.host.comfyui,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         try:
             self._wait_until_ready()
@@ -108,6 +117,12 @@ class ComfyServer:
     def is_running(self) -> bool:
         """Whether the process is alive."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        assert self._process is not None, "start() comes first"
+        return self._process.pid
 
     def log_tail(self, lines: int = 25) -> str:
         """The last lines the server printed."""

@@ -91,6 +91,30 @@ def prepare() -> DevHost:
         return DevHost(comfyui, python)
 
 
+def make_tools(requirements: Path) -> Path:
+    """An environment of its own under .host/ for programs whose packages are not to meet the host's; made once.
+
+    Args:
+        requirements: the file that lists them; the environment has its name.
+
+    Returns:
+        Its interpreter.
+
+    Raises:
+        subprocess.CalledProcessError: an installer failed (it has printed why).
+    """
+    environment = HOST_FOLDER / requirements.stem
+    python = environment / "bin" / "python"
+    key = _digest(sys.version + requirements.read_text())
+    with _lock(HOST_FOLDER / f"{requirements.stem}.lock"):
+        if not _is_current(environment, key):
+            shutil.rmtree(environment, ignore_errors=True)
+            _make_empty_environment(environment)
+            _call(python, "-m", "pip", "install", "--quiet", "--retries", "1", "--requirement", str(requirements))
+            _write_stamp(environment, key)
+    return python
+
+
 def located() -> DevHost:
     """Return the host of a process that is already running in its environment (a test, a script started by `run`).
 
@@ -107,12 +131,12 @@ def make_base(base: Path) -> Path:
     """Lay out a private base directory for the host (its --base-directory) with the pack in custom_nodes.
 
     The pack is a link to this checkout: the host loads it as it loads any folder there, and its own tree stays as it
-    was. Returns the folder of the pack.
+    was. One that is installed there already stays. Returns the folder of the pack.
     """
     for name in ("custom_nodes", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
     pack = base / "custom_nodes" / PACK_NAME
-    if not pack.is_symlink():
+    if not pack.exists():
         pack.symlink_to(ROOT, target_is_directory=True)
     return pack
 

@@ -7,12 +7,13 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from devhost import DevHost, make_base
 
 
-def open_host(host: DevHost, base: Path) -> ModuleType:
-    """Import the real host on the CPU, with `base` as its base directory, and load the nodes it ships.
+def open_host(host: DevHost, base: Path, cpu: bool = True) -> ModuleType:
+    """Import the real host, on the CPU or on its GPU, with `base` as its base directory, and load the nodes it ships.
 
     What main.py does up to the point where custom nodes are loaded. Call it once in a process, before anything else
     has imported a host module.
@@ -27,7 +28,7 @@ def open_host(host: DevHost, base: Path) -> ModuleType:
     comfy.options.args_parsing = False
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = cpu
     args.base_directory = str(base)
     args.database_url = "sqlite:///:memory:"
     args.disable_api_nodes = True
@@ -51,3 +52,14 @@ def load_pack(nodes: ModuleType, pack: Path) -> None:
     """
     if not asyncio.run(nodes.load_custom_node(str(pack), set(nodes.NODE_CLASS_MAPPINGS))):
         raise ImportError(f"the host could not load the pack at {pack}; the lines above say why.")
+
+
+def run_node(nodes: ModuleType, node_id: str, **inputs: Any) -> tuple[Any, ...]:
+    """Run a node of either API as the executor does, in inference mode; its outputs."""
+    import torch
+
+    kind = nodes.NODE_CLASS_MAPPINGS[node_id]
+    with torch.inference_mode():
+        if hasattr(kind, "define_schema"):
+            return tuple(kind.EXECUTE_NORMALIZED(**inputs).result or ())
+        return tuple(getattr(kind(), kind.FUNCTION)(**inputs))

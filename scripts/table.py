@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
+from itertools import chain
 
 from devhost import ROOT
 
 # Last on the path: our nodes/ would shadow a host's module of that name.
 sys.path.append(str(ROOT))
 
-from instaflow_core.atomic import replacing
-from instaflow_core.shapes.table import METHODS, Table, header, line
+from instaflow_core.shapes.table import METHODS, Table, write_table
 from instaflow_core.weights.checkpoint import load
 
 RESULTS = ROOT / "build" / "table.json"
@@ -20,14 +18,9 @@ RESULTS = ROOT / "build" / "table.json"
 
 def main() -> None:
     """Measure every row, print the table, write the file."""
-    table, rows = Table(), []
-    print(header())
-    for method, (source, steps) in METHODS.items():
-        for row in table.rows(method, load(source), steps):
-            rows.append(asdict(row))
-            print(line(row), flush=True)
-    with replacing(RESULTS) as temporary:
-        temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    with Table() as table:
+        rows = (table.rows(method, load(source), steps) for method, (source, steps) in METHODS.items())
+        write_table(chain.from_iterable(rows), RESULTS)
     print(RESULTS.relative_to(ROOT))
 
 

@@ -3,7 +3,7 @@
     python3 scripts/devhost.py scripts/thumbnails.py [NAME...]
 
 A workflow's pictures stand side by side in its thumbnail, more than three of them in rows, wide ones one above another;
-videos are left out. One whose checkpoint is not there gets a card with its name.
+videos are left out. One that names weights which are not shipped is run on stand-ins, as a corner of it says.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ import math
 import sys
 from pathlib import Path
 
-from comfy_client import ComfyClient, PromptFailed, PromptRefused
+from comfy_client import ComfyClient
 from comfy_server import ComfyServer
 from devhost import HOST_FOLDER, ROOT, located
 from PIL import Image, ImageDraw, ImageFont
 from workflow import to_prompt
 
+sys.path += [str(ROOT), str(ROOT / "tests" / "support")]
+
+from stand_ins import stand_in
+
 SIZE = 512  # the browser shows them as squares
 GAP = 8
+LABEL = 26  # pixels, of the words in a corner
 WIDE = 1.25  # width over height from which two or three pictures are larger one above another
 TIMEOUT = 3600  # seconds; workflow 09 trains
 BACKGROUND, TEXT = (28, 28, 32), (235, 235, 235)
@@ -34,12 +39,13 @@ def main() -> None:
         client = ComfyClient(server.url)
         for path in paths or sorted((ROOT / "workflows").glob("*.json")):
             graph = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
-            try:
-                pictures = [Image.open(io.BytesIO(image)) for image in client.run_prompt(graph, TIMEOUT).images]
-                thumbnail = side_by_side([p for p in pictures if not getattr(p, "is_animated", False)])
-            except (PromptRefused, PromptFailed) as error:
-                print(f"{path.stem}: {error}")
-                thumbnail = card(path.stem)
+            graph, words = stand_in(graph, server.base / "models")
+            client.object_info()  # the host lists what was written
+            result = client.run_prompt(graph, TIMEOUT)
+            pictures = [Image.open(io.BytesIO(image)) for image in result.images + result.frames]
+            thumbnail = side_by_side([p for p in pictures if not getattr(p, "is_animated", False)])
+            if words:
+                label(thumbnail, words)
             save(thumbnail, path.with_suffix(".jpg"))
 
 
@@ -63,19 +69,18 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     return square
 
 
-def card(name: str) -> Image.Image:
-    """The workflow's name on a plain card."""
-    image = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
-    _, *words = name.split("_")
-    text, font = "\n".join(words), ImageFont.load_default(60)
-    ImageDraw.Draw(image).multiline_text((SIZE / 2, SIZE / 2), text, TEXT, font, anchor="mm", align="center")
-    return image
+def label(image: Image.Image, words: str) -> None:
+    """Say in the lower right corner what the picture was made with."""
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(LABEL)
+    left, top, right, bottom = draw.textbbox((SIZE - GAP, SIZE - GAP), words, font, anchor="rb")
+    draw.rounded_rectangle((left - GAP, top - GAP, right + GAP, bottom + GAP), GAP, BACKGROUND)
+    draw.text((SIZE - GAP, SIZE - GAP), words, TEXT, font, anchor="rb")
 
 
 def save(image: Image.Image, path: Path) -> None:
     """Write a JPEG under a temporary name, then rename it."""
     part = path.with_suffix(".jpg.part")
-    image.save(part, "JPEG", quality=88)
+    image.save(part, "JPEG", quality=82)
     part.replace(path)
     print(path)
 

@@ -18,6 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from instaflow_core.evaluation.drawing import Drawing  # noqa: E402
 from instaflow_core.pictures.images import contact_sheet  # noqa: E402
 from instaflow_core.shapes.captions import sample_captions  # noqa: E402
 from instaflow_core.shapes.evaluate import accuracy, draw_pictures  # noqa: E402
@@ -82,7 +83,7 @@ def ship(making: Making, stage: str, record: dict[str, str]) -> None:
     written = load(path)
     for part_name, held_out in (("seen", False), ("held out", True)):
         captions = sample_captions(400, 11, held_out)
-        pictures = draw_pictures(written, captions, 0, steps, guidance)
+        pictures = draw_pictures(Drawing(written), captions, 0, steps, guidance)
         print(f"{name}: {steps} steps, guidance {guidance}, {part_name} {accuracy(pictures, captions):.4f}", flush=True)
         contact_sheet(pictures[:64], 16).save(WORK / f"{name}-{part_name.replace(' ', '-')}.png")
     print(path)

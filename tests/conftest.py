@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,17 @@ sys.path += [str(ROOT / folder) for folder in ("scripts", "benchmarks", "tests/s
 
 from comfy_server import ComfyServer  # noqa: E402
 from devhost import DevHost, located  # noqa: E402
+from host_here import host, models, no_room, one_step, pack, shapes, teacher, two_rf  # noqa: E402, F401  fixtures
 from running_server import RunningServer  # noqa: E402
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what this run could not hold."""
+    if "COMMUNITY_PACKS" not in os.environ:
+        terminalreporter.write_line(
+            "Not run: tests/nodes/test_community_packs.py. The packs whose nodes patch a MODEL are on GitHub alone, in "
+            "no package index; COMMUNITY_PACKS=FOLDER_OF_CLONES runs it."
+        )
 
 
 @pytest.fixture(scope="session")

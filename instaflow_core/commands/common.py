@@ -2,11 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
 
+from ..evaluation.extractors import MAKERS
+from ..rules import RULES
 from ..weights.checkpoint import BUILT_IN, Checkpoint, load
 from ..weights.metadata import SAYABLE
 
@@ -48,19 +50,76 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_said(name: str, prediction: str | None) -> Checkpoint:
-    """The checkpoint of this name, where the user may have said what it predicts; an assumption is told on stderr."""
-    checkpoint = load(name, prediction)
+def add_rule(parser: argparse.ArgumentParser) -> None:
+    """Add --prediction and --rule, which `load` takes."""
+    add_prediction(parser)
+    parser.add_argument(
+        "--rule",
+        choices=RULES,
+        metavar="RULE",
+        help=f"how a few-step model is sampled: {', '.join(RULES)} (default: what the checkpoint says, else its "
+        "prediction alone decides); docs/rules.md shows them",
+    )
+
+
+def add_drawing(parser: argparse.ArgumentParser, at_once: int, whose: str = "model", more: str = "") -> None:
+    """Add the arguments of what draws: pictures of which size, how many at once, computed in what and where.
+
+    Args:
+        at_once: the default of --batch-size; more: what else its help says.
+        whose: native size the pictures have by default.
+    """
+    for side in ("--width", "--height"):
+        parser.add_argument(side, type=int, help=f"in pixels (default: the {whose}'s native size)")
+    said = f"pictures at once{more} (default {at_once})"
+    parser.add_argument("--batch-size", type=int, default=at_once, help=said)
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="fp32", help="what to compute in (default fp32)")
+    parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps or auto (default)")
+
+
+def add_extractor(parser: argparse.ArgumentParser) -> None:
+    """Add --extractor, which `said_networks` reads."""
+    parser.add_argument(
+        "--extractor",
+        action="append",
+        default=[],
+        metavar="[METRIC=]NETWORK",
+        help=f"in a metric's place ({', '.join(MAKERS)}; all but clip without a name): a TorchScript file or "
+        "module:function, from (N, 3, H, W) uint8 to (N, D); inception:FILE, clip:NAME: the usual ones from there",
+    )
+
+
+def said_networks(said: Sequence[str]) -> dict[str, str]:
+    """What takes networks' places, by metric, of what was given as --extractor."""
+    networks = dict[str, str]()
+    for text in said:
+        metric, equals, network = text.partition("=")
+        if equals and metric.isidentifier():
+            networks[metric] = network
+        else:
+            networks |= {name: text for name in MAKERS if name != "clip"}
+    return networks
+
+
+def load_said(name: str, prediction: str | None, rule: str | None = None) -> Checkpoint:
+    """The checkpoint of this name, where the user may have said what it is; an assumption is told on stderr."""
+    checkpoint = load(name, prediction, rule)
     warn_if_assumed(checkpoint, name)
     return checkpoint
 
 
 def warn_if_assumed(checkpoint: Checkpoint, name: str) -> None:
-    """Say on stderr that what the checkpoint called `name` predicts was assumed, where it was."""
+    """Say on stderr what was assumed of the checkpoint called `name`, if anything."""
     if checkpoint.prediction_is_assumed:
         print(
             f"Nothing in {name} says what its UNet predicts; {checkpoint.prediction} is assumed. "
             "If it is an ordinary Stable Diffusion, say --prediction epsilon.",
+            file=sys.stderr,
+        )
+    if checkpoint.rule_is_assumed and checkpoint.rule:
+        print(
+            f"{name} is taken for a model of the rule {checkpoint.rule.name}, by what it is called. Say --rule, or "
+            "--prediction where it is of none.",
             file=sys.stderr,
         )
 

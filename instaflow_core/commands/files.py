@@ -11,7 +11,8 @@ from ..weights.conversion import convert
 from ..weights.files import types_in_words
 from ..weights.layouts import PARTS
 from ..weights.loras import convert_lora, is_diffusers_lora
-from .common import CHECKPOINT_HELP, DTYPES, Commands, add, add_prediction, warn_if_assumed
+from ..weights.metadata import json_entry
+from .common import CHECKPOINT_HELP, DTYPES, Commands, add, add_rule, warn_if_assumed
 
 
 def add_info(commands: Commands) -> None:
@@ -24,12 +25,12 @@ def add_info(commands: Commands) -> None:
         'python -m instaflow_core info "built-in: shapes" --json',
     )
     parser.add_argument("checkpoint", metavar="NAME|PATH", help=CHECKPOINT_HELP)
-    add_prediction(parser)
+    add_rule(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _info(options: argparse.Namespace) -> None:
-    facts = _facts(options.checkpoint, load(options.checkpoint, options.prediction))
+    facts = _facts(options.checkpoint, load(options.checkpoint, options.prediction, options.rule))
     if options.json:
         print(json.dumps(facts, indent=2))
         return
@@ -38,22 +39,24 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    training = checkpoint.metadata.get("instaflow.training")
     facts: dict[str, Any] = {
         "checkpoint": source,
         "layout": checkpoint.layout,
         "stage": checkpoint.stage,
         "prediction": checkpoint.prediction,
         "prediction said by": checkpoint.said_by,
+        "rule": checkpoint.rule.name if checkpoint.rule else "none",
         "guidance": checkpoint.guidance,
         "native size": checkpoint.native_size,
-        "licence": checkpoint.metadata.get("instaflow.license", "unknown"),
-        "training": json.loads(training) if training else "no record",
+        "licence": checkpoint.metadata.get("instaflow.license", _usual_licence(checkpoint)),
+        "training": json_entry(checkpoint.metadata, "instaflow.training", dict, source) or "no record",
     }
+    if checkpoint.rule_is_assumed:
+        facts["rule said by"] = "its name alone"
     if checkpoint.zero_snr:
         facts["noise schedule"] = "zero terminal SNR"
     if "instaflow.merged" in checkpoint.metadata:
-        facts["merged"] = json.loads(checkpoint.metadata["instaflow.merged"])
+        facts["merged"] = json_entry(checkpoint.metadata, "instaflow.merged", list, source)
     for part in PARTS:
         held = checkpoint.part(part)
         if held:
@@ -63,6 +66,10 @@ def _facts(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
         else:
             facts[part.replace("_", " ")] = "none"
     return facts
+
+
+def _usual_licence(checkpoint: Checkpoint) -> str:
+    return f"unknown; the released weights are {checkpoint.rule.licence}" if checkpoint.rule else "unknown"
 
 
 def add_convert(commands: Commands) -> None:
@@ -77,7 +84,7 @@ def add_convert(commands: Commands) -> None:
     )
     parser.add_argument("source", help=CHECKPOINT_HELP)
     parser.add_argument("destination", help="a name that ends in .safetensors for one file, any other for a folder")
-    add_prediction(parser)
+    add_rule(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="store the weights in this type")
     parser.add_argument("--force", action="store_true", help="replace what is at the destination")
 
@@ -89,7 +96,7 @@ def _convert(options: argparse.Namespace) -> None:
         print(options.destination)
         return
     dtype = None if options.dtype is None else DTYPES[options.dtype]
-    checkpoint = convert(options.source, options.destination, dtype, options.force, options.prediction)
+    checkpoint = convert(options.source, options.destination, dtype, options.force, options.prediction, options.rule)
     warn_if_assumed(checkpoint, options.source)
     licence = checkpoint.metadata.get("instaflow.license")
     if licence:

@@ -10,12 +10,11 @@ from ..flow.noise import DRAWS
 from ..generate import GenerationRequest, generate, save_pictures
 from .common import (
     CHECKPOINT_HELP,
-    COMPUTE_DTYPES,
     DTYPES,
     Commands,
     add,
-    add_prediction,
-    device,
+    add_drawing,
+    add_rule,
     load_said,
     seed,
 )
@@ -31,27 +30,27 @@ def add_generate(commands: Commands) -> None:
         'python -m instaflow_core generate --prompt "a yellow star on a purple background" --seed 3 --out star.png',
     )
     parser.add_argument("--checkpoint", default="built-in: shapes", metavar="NAME|PATH", help=CHECKPOINT_HELP)
-    add_prediction(parser)
+    add_rule(parser)
     parser.add_argument("--prompt", required=True, help="what to show")
     parser.add_argument("--negative", default="", help="what to avoid; acts only with guidance above 1")
     parser.add_argument("--seed", type=seed, default=0, help="0 to 2^64 - 1 (default 0)")
-    parser.add_argument("--steps", type=int, help="UNet evaluations (default 1; 25 for a diffusion model)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="UNet evaluations (default 1, or as many as the rule wants; 25 for an ordinary diffusion model)",
+    )
     parser.add_argument("--guidance", type=float, help="above 1 follows the prompt more (default: the checkpoint's)")
-    parser.add_argument("--width", type=int, help="in pixels (default: the model's native size)")
-    parser.add_argument("--height", type=int, help="in pixels (default: the model's native size)")
-    parser.add_argument("--batch-size", type=int, default=1, help="pictures at once (default 1)")
+    add_drawing(parser, 1)
     parser.add_argument(
         "--draw", choices=DRAWS, default=DRAWS[0], help="whose noise a seed stands for (default comfyui)"
     )
-    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="fp32", help="what to compute in (default fp32)")
-    parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps or auto (default)")
     parser.add_argument("--out", type=Path, default=Path("output.png"), help="PNG to write (default output.png)")
 
 
 def _generate(options: argparse.Namespace) -> None:
     if options.out.suffix.lower() != ".png":
         raise ValueError(f"--out {options.out} is not a PNG. Give a name that ends in .png.")
-    checkpoint = load_said(options.checkpoint, options.prediction)
+    checkpoint = load_said(options.checkpoint, options.prediction, options.rule)
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height", "batch_size", "draw")
     request = GenerationRequest(**{name: getattr(options, name) for name in names}).settled(checkpoint)
     with tqdm(total=request.steps, unit="step", disable=None, leave=False) as bar:

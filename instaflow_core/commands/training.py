@@ -4,24 +4,14 @@ Under `accelerate launch -m instaflow_core ...` every process does its part.
 """
 
 import argparse
-import os
-import signal
-import socket
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
-from ..training.accelerator import LOGGERS, PRECISIONS
+from ..shapes.evaluate import training_curve
 from ..training.batches import TIMES
-from ..training.config import SCHEDULES, LoopConfig, StageConfig, usual_warmup
-from ..training.optimizer import OPTIMIZERS
+from ..training.config import StageConfig
 from ..training.runs import LOSSES, METHODS, train
 from ..training.watching import SampleSheets
 from ..triplets.prompts import read_prompts
@@ -29,19 +19,18 @@ from ..triplets.storage import Storage
 from ..triplets.writing import SetConfig, SetWriter, describe_set, make_set, native_guidance
 from .common import (
     CHECKPOINT_HELP,
-    COMPUTE_DTYPES,
     DTYPES,
     Commands,
     add,
+    add_drawing,
+    add_extractor,
     add_prediction,
-    device,
+    add_rule,
     load_said,
+    said_networks,
     seed,
 )
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
-_ECHO = 1.0  # seconds
-
+from .loop import add_loop, loop_config, progress_bar, stopping
 
 # --- triplets ---------------------------------------------------------------------------------------------------------
 
@@ -57,7 +46,7 @@ def add_triplets(commands: Commands) -> None:
         "--guidance 2 --out sets/teacher",
     )
     parser.add_argument("--teacher", required=True, metavar="NAME|PATH", help=CHECKPOINT_HELP)
-    add_prediction(parser)
+    add_rule(parser)
     parser.add_argument(
         "--prompts",
         required=True,
@@ -78,19 +67,19 @@ def add_triplets(commands: Commands) -> None:
     parser.add_argument(
         "--guidance", type=float, help="(default: what the teacher says, else 5.0; 1.5 for a 2-rectified flow)"
     )
-    parser.add_argument("--width", type=int, help="in pixels (default: the teacher's native size)")
-    parser.add_argument("--height", type=int, help="in pixels (default: the teacher's native size)")
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures at once (default 8)")
+    add_drawing(parser, 8, "teacher", "; fewer where memory does not suffice")
+    parser.set_defaults(tried="batch_size")
     parser.add_argument("--seed", type=seed, default=0, help="of the noise (default 0)")
-    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, default="fp32", help="what to compute in (default fp32)")
-    parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, mps or auto (default)")
     parser.add_argument("--out", required=True, help="a folder, or a URL such as s3://bucket/folder")
 
 
 def _triplets(options: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    teacher, prompts = load_said(options.teacher, options.prediction), read_prompts(options.prompts, options.count)
+    teacher, prompts = (
+        load_said(options.teacher, options.prediction, options.rule),
+        read_prompts(options.prompts, options.count),
+    )
     guidance = native_guidance(teacher) if options.guidance is None else options.guidance
     fields = ("count", "seed", "steps", "width", "height", "batch_size", "empty_share")
     values = {name: getattr(options, name) for name in fields}
@@ -155,48 +144,25 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", required=True, metavar="NAME|PATH", help=f"where to start: {CHECKPOINT_HELP}")
     add_prediction(parser)
     parser.add_argument("--triplets", required=True, metavar="FOLDER", help="a set of triplets: a folder or a URL")
-    parser.add_argument("--iterations", type=int, required=True, help="optimiser steps in all")
-    parser.add_argument(
-        "--batch-size", type=int, default=64, help="over all processes and accumulated parts (default 64)"
-    )
-    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after another (default 1)")
-    parser.add_argument("--lr", type=float, default=1e-6, help="learning rate (default 1e-6)")
-    parser.add_argument(
-        "--warmup", type=int, help="iterations up to that rate (default 1000, or a tenth of a shorter run)"
-    )
-    parser.add_argument(
-        "--schedule",
-        choices=SCHEDULES,
-        default="constant",
-        help="hold the rate, or let it fall to 0 (default constant)",
-    )
-    parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW (default 0.01)")
-    parser.add_argument("--ema", type=float, default=0.9999, help="decay of the weights' average (default 0.9999)")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="of the computation (default: what `accelerate launch` says, else fp32)",
-    )
+    add_loop(parser, batch_size=64, lr=1e-6, schedule="constant", ema=0.9999)
     parser.add_argument("--method", choices=METHODS, default="full", help="all weights, or a LoRA (default full)")
     parser.add_argument("--rank", type=int, default=64, help="of the LoRA (default 64)")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes")
-    parser.add_argument(
-        "--compile", action="store_true", help="by torch.compile: slow to start, then faster; needs a C++ compiler"
-    )
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
-    parser.add_argument("--checkpoint-every", type=int, default=500, help="iterations; 0 for none (default 500)")
-    parser.add_argument("--checkpoint-minutes", type=float, default=10.0, help="and after so long (default 10)")
-    parser.add_argument("--sample-every", type=int, default=500, help="iterations; 0 for no samples (default 500)")
+    parser.add_argument(
+        "--evaluate-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="iterations between small evaluations, drawn as curves; 0 for none (default 0)",
+    )
+    add_extractor(parser)
     parser.add_argument(
         "--validation-prompts",
         metavar="FILE|DATASET",
-        help="what samples are drawn from, the first eight, read as `triplets` reads --prompts (default: of the set)",
+        help="what samples and evaluations are drawn from, the first eight, read as `triplets` reads --prompts "
+        "(default: of the set)",
     )
-    parser.add_argument("--log", choices=LOGGERS, default="none", help="beside the loss file (default none)")
     parser.add_argument("--save-dtype", choices=DTYPES, default="fp32", help="of the saved weights (default fp32)")
-    parser.add_argument("--seed", type=seed, default=0, help="of the order and of the times (default 0)")
-    parser.add_argument("--device", type=device, default="auto", help="cpu, or what accelerate finds (default auto)")
-    parser.add_argument("--resume", action="store_true", help="go on with an earlier run for the same --out, if any")
     parser.add_argument("--out", type=Path, required=True, help="a .safetensors file, or a folder for diffusers")
 
 
@@ -209,22 +175,7 @@ def _distill(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
-    loop = LoopConfig(
-        iterations=options.iterations,
-        learning_rate=options.lr,
-        warmup=usual_warmup(options.iterations) if options.warmup is None else options.warmup,
-        schedule=SCHEDULES[options.schedule],
-        weight_decay=options.weight_decay,
-        ema=options.ema,
-        precision=PRECISIONS[options.precision] if options.precision else None,
-        accumulate=options.accumulate,
-        optimizer=options.optimizer,
-        compile=options.compile,
-        checkpoint_every=options.checkpoint_every,
-        checkpoint_minutes=options.checkpoint_minutes,
-        snapshot_every=options.sample_every,
-        log=options.log,
-    )
+    loop = loop_config(options, options.evaluate_every)
     prompts = read_prompts(options.validation_prompts, SampleSheets.COUNT) if options.validation_prompts else []
     config = StageConfig(
         stage,
@@ -239,62 +190,17 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
         **only_here,
     )
     checkpoint, storage = load_said(options.init, options.prediction), Storage(options.triplets)
-    with _bar(stage, options.iterations) as progress, _stopping() as stop:
+    with progress_bar(stage, options.iterations) as progress, stopping() as stop:
         trained = train(
-            checkpoint, storage, config, options.out, options.resume, options.device, progress, stop=stop
-        )  # fmt: skip
+            checkpoint,
+            storage,
+            config,
+            options.out,
+            options.resume,
+            options.device,
+            progress,
+            stop=stop,
+            watcher=training_curve("cpu", said=said_networks(options.extractor)),
+        )
     if trained.is_main:
         print(trained.path)
-
-
-@contextmanager
-def _bar(name: str, iterations: int) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar."""
-    with tqdm(total=iterations, desc=name, unit=" steps", disable=None) as bar:
-
-        def progress(step: int, loss: float) -> None:
-            if not bar.n:
-                bar.initial = step - 1
-            bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-
-        yield progress
-
-
-@contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has come. The first waits for the end of a step, so that its checkpoint is written; a
-    second one ends the process at once, also where a step hangs in a call that lets no Python handler run."""
-    asked = list[int]()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if not asked:
-            print("stopping after this step; --resume goes on from there, once more stops at once", file=sys.stderr)
-        asked.append(number)
-
-    before = {number: signal.signal(number, ask) for number in _STOPPING}
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_the_second, args=(heard,), daemon=True).start()
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        told.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end_at_the_second(heard: socket.socket) -> None:
-    """End the process when a signal comes that is not the first one's echo: a launcher passes on to its processes what
-    the terminal has sent them already."""
-    first = None
-    with heard:
-        while told := heard.recv(1):
-            if told[0] not in _STOPPING:
-                continue
-            if first is None:
-                first = time.monotonic()
-            elif time.monotonic() - first > _ECHO:
-                os._exit(128 + told[0])

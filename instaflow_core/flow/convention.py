@@ -14,7 +14,7 @@ UNET_TIME_SCALE = 1000.0
 """The UNet's time at pure noise: a float, one past Stable Diffusion's last timestep 999."""
 
 
-def _over(value: float | Tensor, x: Tensor) -> float | Tensor:
+def over(value: float | Tensor, x: Tensor) -> float | Tensor:
     """Shape a (B,) time so that it multiplies the (B, ...) tensor x; a single number stays as it is."""
     if isinstance(value, Tensor) and value.ndim == 1:
         return value.reshape(-1, *[1] * (x.ndim - 1))
@@ -23,7 +23,7 @@ def _over(value: float | Tensor, x: Tensor) -> float | Tensor:
 
 def interpolate(x_0: Tensor, x_1: Tensor, t: float | Tensor) -> Tensor:
     """The point x_t = t x_1 + (1 - t) x_0 on the line from noise x_0 to data x_1, t in [0, 1] (eq. 1)."""
-    t = _over(t, x_0)
+    t = over(t, x_0)
     return t * x_1 + (1 - t) * x_0
 
 
@@ -34,7 +34,7 @@ def velocity(x_0: Tensor, x_1: Tensor) -> Tensor:
 
 def data_from_velocity(x_t: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
     """Where the line through x_t with velocity v ends at t = 1: x_1 = x_t + (1 - t) v."""
-    return x_t + (1 - _over(t, x_t)) * v
+    return x_t + (1 - over(t, x_t)) * v
 
 
 def unet_time(t: float | Tensor) -> float | Tensor:
@@ -64,7 +64,7 @@ def denoised_from_velocity(x: Tensor, v: Tensor, sigma: float | Tensor) -> Tenso
 
 def velocity_from_denoised(x: Tensor, denoised: Tensor, sigma: float | Tensor) -> Tensor:
     """The velocity behind what a host calls denoised, the other way round: (denoised - x) / sigma, sigma above 0."""
-    return (denoised - x) / _over(sigma, x)
+    return (denoised - x) / over(sigma, x)
 
 
 def rectified_flow_coordinates(x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -74,4 +74,4 @@ def rectified_flow_coordinates(x: Tensor, alpha: float | Tensor, sigma: float | 
         x / (alpha + sigma), which lies on the line from x_0 to x_1, and its time t = alpha / (alpha + sigma).
     """
     total = torch.as_tensor(alpha + sigma, device=x.device)
-    return x / _over(total, x), torch.as_tensor(alpha, device=x.device) / total
+    return x / over(total, x), torch.as_tensor(alpha, device=x.device) / total

@@ -5,6 +5,8 @@ start down to its end. The UNet still predicts noise; from that and the window's
 """
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -69,6 +71,34 @@ def window_velocity(
     of_output = shift / whole
     exact = torch.promote_types(x.dtype, torch.float32)
     return (of_x.to(exact).to(x.device) * x + of_output.to(exact).to(x.device) * output).to(x.dtype)
+
+
+@torch.no_grad()
+def perflow_solver(
+    predict: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    steps: int,
+    windows: int,
+    alphas_cumprod: Tensor,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Latents from N(0, 1) noise x (B, C, H, W) by Euler steps through the windows, as the published scheduler takes
+    them where the UNet predicts "diff_eps".
+
+    Args:
+        predict: from (B, C, H, W) and a timestep of 0 to 1000 to what the UNet says of it.
+        callback: called after step i with (i, latents); may raise to cancel.
+
+    Raises:
+        ValueError: as `window_levels`.
+    """
+    for i, (level, after) in enumerate(pairwise(window_levels(steps, windows))):
+        at = torch.full((len(x), 1, 1, 1), level)
+        output = predict(x, _TIMESTEPS * level)
+        x = x + (after - level) * window_velocity(x, output, at, windows, alphas_cumprod, "diff_eps")
+        if callback:
+            callback(i, x)
+    return x
 
 
 def _alpha(alphas_cumprod: Tensor, level: Tensor) -> Tensor:

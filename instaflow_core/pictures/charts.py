@@ -45,10 +45,25 @@ def draw_curve(
         ValueError: there is no finite point to draw, or a line's abscissae and ordinates differ in number.
     """
     with _own_settings():
-        figure = _figure(series, title, x_label, y_label, size, y_from, log_y, smooth)
-        figure.canvas.draw()
-        pixels: Any = figure.canvas
-        return Image.fromarray(np.array(pixels.buffer_rgba())[..., :3])
+        return _drawn(_figure(series, title, x_label, y_label, size, y_from, log_y, smooth))
+
+
+def _canvas(size: tuple[int, int]) -> "Figure":
+    """An empty chart of so many pixels; letters grow with it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    dpi = 100 * min(size[0] / 768, size[1] / 512)
+    # A hair more than the size: the canvas cuts a fraction of a pixel off.
+    figure = Figure(figsize=((size[0] + 1e-6) / dpi, (size[1] + 1e-6) / dpi), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _drawn(figure: "Figure") -> Image.Image:
+    figure.canvas.draw()
+    pixels: Any = figure.canvas
+    return Image.fromarray(np.array(pixels.buffer_rgba())[..., :3])
 
 
 def _figure(
@@ -62,17 +77,11 @@ def _figure(
     smooth: bool,
 ) -> "Figure":
     """The chart of `draw_curve`, not drawn yet."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = {name: _numbers(name, points) for name, points in series.items()}
     values = np.concatenate([y[np.isfinite(y)] for _, y in lines.values()]) if lines else np.empty(0)
     if not len(values):
         raise ValueError("There is nothing to draw: no line has a finite point. Give at least one.")
-    dpi = 100 * min(size[0] / 768, size[1] / 512)
-    # A hair more than the size: the canvas cuts a fraction of a pixel off.
-    figure = Figure(figsize=((size[0] + 1e-6) / dpi, (size[1] + 1e-6) / dpi), dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _canvas(size)
     axes = figure.add_subplot()
     for i, (name, (x, y)) in enumerate(lines.items()):
         color, short = _hex(LINES[i % len(LINES)]), _thinned(x, y, 2 * size[0])
@@ -94,6 +103,53 @@ def _figure(
     for text in words:
         text.set_parse_math(False)  # a dollar in the name of a run begins no formula
     return figure
+
+
+Interval = tuple[float, float, float]
+"""A value, and the lowest and the highest it may be."""
+
+
+def draw_intervals(figures: Mapping[str, Interval], title: str = "", size: tuple[int, int] = (768, 512)) -> Image.Image:
+    """Each value as a dot on its interval, each on an axis of its own: their units differ.
+
+    Raises:
+        ValueError: there are none, or one is not finite.
+    """
+    if not figures or not np.isfinite(list(figures.values())).all():
+        raise ValueError(f"There is nothing to draw: the figures are {dict(figures)}. Give finite ones.")
+    with _own_settings():
+        figure = _canvas(size)
+        figure.suptitle(title, parse_math=False)
+        rows = np.atleast_1d(figure.subplots(len(figures)))
+        for i, (axes, (name, (value, low, high))) in enumerate(zip(rows, figures.items(), strict=True)):
+            color = _hex(LINES[i % len(LINES)])
+            axes.plot([low, high], [0, 0], color=color, linewidth=3)
+            axes.plot([value], [0], "o", color=color)
+            axes.set_yticks([0], [name], parse_math=False)
+            axes.margins(x=0.2)
+        return _drawn(figure)
+
+
+def draw_panels(
+    series: Mapping[str, Points], title: str = "", x_label: str = "", size: tuple[int, int] = (768, 512)
+) -> Image.Image:
+    """Each line on axes of its own, in two columns: their units differ.
+
+    Raises:
+        ValueError: there are none, or a line's abscissae and ordinates differ in number.
+    """
+    if not series:
+        raise ValueError("There is nothing to draw: there are no lines. Give at least one.")
+    with _own_settings():
+        figure, rows = _canvas(size), -(-len(series) // 2)
+        figure.suptitle(title, parse_math=False)
+        for i, (name, points) in enumerate(series.items()):
+            axes = figure.add_subplot(rows, min(2, len(series)), i + 1)
+            axes.plot(*_numbers(name, points), ".-", color=_hex(LINES[i % len(LINES)]))
+            axes.set_title(name, parse_math=False)
+            if i + 2 >= len(series):  # the lowest of its column
+                axes.set_xlabel(x_label, parse_math=False)
+        return _drawn(figure)
 
 
 def smoothed(values: _Numbers) -> _Numbers:

@@ -3,6 +3,7 @@
 import random
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -73,11 +74,11 @@ def parse(text: str) -> Caption:
     return Caption(match["shape"], match["color"], match["background"], match["size"], match["place"])
 
 
-def all_captions(held_out: bool) -> list[Caption]:
+def all_captions(held_out: bool, shapes: Sequence[str] = SHAPES) -> list[Caption]:
     """Every caption of the held-out part, or every one of the training part, in a fixed order."""
     captions = (
         Caption(shape, color, background, size, place)
-        for shape, color, background in product(SHAPES, COLORS, COLORS)
+        for shape, color, background in product(shapes, COLORS, COLORS)
         if color != background
         for size in (None, *SIZES)
         for place in (None, *PLACES)
@@ -86,12 +87,16 @@ def all_captions(held_out: bool) -> list[Caption]:
 
 
 def sample_captions(
-    count: int, seed: int, held_out: bool = False, often: dict[str, int] | None = None
+    count: int,
+    seed: int,
+    held_out: bool = False,
+    often: dict[str, int] | None = None,
+    shapes: Sequence[str] = SHAPES,
 ) -> list[Caption]:
     """`count` captions of one part drawn with repetition; the same for the same seed.
 
     often: shapes that come so many times as often as the others; without it all captions are equally likely.
     """
-    captions = all_captions(held_out)
+    captions = all_captions(held_out, shapes)
     weights = [often.get(c.shape, 1) for c in captions] if often else None
     return random.Random(seed).choices(captions, weights, k=count)

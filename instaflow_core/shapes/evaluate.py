@@ -1,53 +1,71 @@
 """Pictures of many captions from one model, and the share of them that the judge accepts."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from PIL import Image
 
+from ..evaluation.drawing import Drawing
+from ..evaluation.extractors import MAKERS, Networks, NotAvailable, Said
+from ..evaluation.metrics import Judge
+from ..evaluation.trainings import TrainingCurve
 from ..flow.noise import indexed_noise
-from ..flow.sampling import sample_latents
-from ..pictures.images import to_images
-from ..text import encode_prompts
-from ..weights.checkpoint import Checkpoint
-from ..weights.modules import build_text_encoder, build_unet, build_vae
-from .captions import Caption
+from ..training.watching import InTraining
+from .captions import Caption, parse
+from .features import FEATURES
 from .judge import judge
 
-Modules = tuple[Any, Any, Any]
 
-
-def build(checkpoint: Checkpoint) -> Modules:
-    """The text encoder, the UNet and the VAE."""
-    return build_text_encoder(checkpoint), build_unet(checkpoint), build_vae(checkpoint)
-
-
-@torch.no_grad()
 def draw_pictures(
-    checkpoint: Checkpoint,
-    captions: Sequence[Caption],
-    seed: int,
-    steps: int,
-    guidance: float,
-    batch_size: int = 64,
-    modules: Modules | None = None,
+    drawing: Drawing, captions: Sequence[Caption], seed: int, steps: int, guidance: float, batch_size: int = 64
 ) -> list[Image.Image]:
-    """One picture of each caption; the i-th starts from noise (seed, i). The model's native size, float32.
-
-    modules: what `build` makes of the checkpoint, where it is there already.
-    """
-    encoder, unet, vae = modules or build(checkpoint)
-    shape = checkpoint.latent_shape()
-    empty = encode_prompts(encoder, [""])
+    """One picture of each caption; the i-th starts from noise (seed, i). The model's native size."""
+    shape = drawing.checkpoint.latent_shape()
     pictures = []
     for first in range(0, len(captions), batch_size):
         texts = [str(c) for c in captions[first : first + batch_size]]
-        states = encode_prompts(encoder, texts)
         noise = torch.stack([indexed_noise(seed, first + i, shape) for i in range(len(texts))])
-        latents = sample_latents(unet, checkpoint.prediction, states, empty, noise, steps, guidance)
-        pictures += to_images(vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0])
+        pictures += drawing.pictures(texts, noise, steps, guidance)
     return pictures
+
+
+def judges_of(prompts: Sequence[str]) -> dict[str, Judge]:
+    """The metric `accuracy`, for `evaluation.runs.Evaluation`, where every prompt is a caption of the built-in domain.
+
+    Other prompts have no judge.
+    """
+    try:
+        captions = {prompt: parse(prompt) for prompt in prompts}
+    except ValueError:
+        return {}
+    return {"accuracy": lambda picture, prompt: judge(picture, captions[prompt])}
+
+
+def training_curve(
+    device: str, asked: Callable[[int], None] | None = None, said: Mapping[str, str] | None = None
+) -> Callable[[InTraining], TrainingCurve]:
+    """What `training.runs.train` takes as its watcher: on captions of the built-in domain accuracy is measured, and
+    distances through `features`; elsewhere through the networks of papers that are on this machine.
+
+    Args:
+        asked: as in `TrainingCurve`.
+        said: what takes a network's place, by metric.
+
+    Raises:
+        ValueError: when the watcher is made, what takes a network's place is not there.
+    """
+
+    def made(of: InTraining) -> TrainingCurve:
+        judges = judges_of(of.prompts)
+        built_in: dict[str, Said] = {name: FEATURES for name in MAKERS if name != "clip"} if judges else {}
+        networks = Networks(device, built_in | dict(said or {}), fetched=False)
+        for metric in said or {}:
+            with suppress(NotAvailable):  # as elsewhere: what cannot be had is left out
+                networks.of(metric)
+        return TrainingCurve(of, networks, judges, asked)
+
+    return made
 
 
 def accuracy(pictures: Sequence[Image.Image], captions: Sequence[Caption]) -> float:

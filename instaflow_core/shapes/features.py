@@ -1,43 +1,41 @@
-"""A feature space for pictures of the built-in domain, and the Fréchet distance in it."""
+"""A feature space for pictures of the built-in domain, as Inception's is to FID."""
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+
+from ..evaluation.extractors import Extractor
+from ..weights.checkpoint import load
+from ..weights.modules import build_vae
 
 
 @torch.no_grad()
-def picture_features(vae: Any, pictures: Sequence[Image.Image], batch_size: int = 64) -> Tensor:
-    """What the built-in autoencoder's encoder sees in each picture, as Inception's features are to FID.
+def picture_features(pictures: Tensor, batch_size: int = 64) -> Tensor:
+    """What the built-in autoencoder's encoder sees in each picture; `evaluate --extractor` takes it by its name.
 
     The mean and the standard deviation over all pixels of the 64 channels after its first residual block: 128 numbers
     that tell colours, edges and blur, which is what few steps spoil. (Later layers tell shapes; there some hundreds of
     pictures of one model differ by chance as much as those of two.)
 
     Args:
-        vae: the built-in models' AutoencoderTiny.
+        pictures: (N, 3, H, W) uint8.
 
     Returns:
-        (N, 128) float64.
+        (N, 128) float64, on the CPU.
     """
-    layers = vae.encoder.layers[:2]
-    features = []
-    for first in range(0, len(pictures), batch_size):
-        batch = np.stack([np.asarray(picture) for picture in pictures[first : first + batch_size]])
-        channels = layers(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    layers, features = _first_layers(), []
+    for batch in pictures.cpu().split(batch_size):
+        channels = layers(batch.float() / 127.5 - 1)
         features.append(torch.cat([channels.mean((2, 3)), channels.std((2, 3))], dim=1))
     return torch.cat(features).double()
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The Fréchet distance between Gaussians with the means and covariances of two sets of features (N, D), (M, D).
+FEATURES = Extractor("instaflow_core.shapes.features:picture_features", picture_features)
+"""For `evaluation.extractors.Networks`, under the name by which the command takes it."""
 
-    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al., arXiv 1706.08500, eq. 6).
-    """
-    (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(0), x.T.cov()) for x in (a, b))
-    # The product of two positive semi-definite matrices has real eigenvalues, none below 0 but for rounding.
-    mixed = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * mixed)
+
+@lru_cache(maxsize=1)
+def _first_layers() -> Any:
+    return build_vae(load("built-in: shapes")).encoder.layers[:2]

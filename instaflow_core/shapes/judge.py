@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .captions import COLORS, PLACES, SHAPES, Caption
-from .render import LARGE, SMALL, Scene, render
+from .captions import COLORS, PLACES, Caption
+from .render import LARGE, OUTLINES, SMALL, Scene, render
 
 _TEMPLATE = 48
 _MIN_OVERLAP = 0.70
@@ -81,7 +81,7 @@ def look(picture: Image.Image) -> Seen | None:
     ys, xs = np.nonzero(mask)
     top, bottom, left, right = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
     side = len(pixels)
-    overlaps = {shape: _overlap(mask[top:bottom, left:right], shape) for shape in SHAPES}
+    overlaps = {shape: _overlap(mask[top:bottom, left:right], shape) for shape in OUTLINES}
     shape = max(overlaps, key=lambda s: overlaps[s])
     names = list(COLORS)
     return Seen(

@@ -65,7 +65,7 @@ Polygon = list[tuple[float, float]]
 def _polygons(shape: str) -> list[tuple[Polygon, bool]]:
     """The shape's outlines with y downwards, the longer side of the bounding box 1 and its centre at 0; True where an
     outline is filled with the shape's colour, False where it cuts the background out again."""
-    outline = _to_unit_box(_OUTLINES[shape]())
+    outline = _to_unit_box(OUTLINES[shape]())
     hole = [(0.55 * x, 0.55 * y) for x, y in outline]
     return [(outline, True), (hole, False)] if shape == "ring" else [(outline, True)]
 
@@ -107,13 +107,14 @@ def _cross() -> Polygon:
     return [point for part in turned for point in part]
 
 
-_OUTLINES = {
+OUTLINES = {
     "circle": _circle,
-    "ring": _circle,
     "square": lambda: [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)],
     "triangle": lambda: [_turn(0), _turn(120), _turn(240)],
     "star": _star,
     "heart": _heart,
+    "ring": _circle,
     "cross": _cross,
     "diamond": lambda: [(0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)],
 }
+"""The corners of each shape, y downwards, of any size and anywhere: what can be drawn, and what the judge knows."""

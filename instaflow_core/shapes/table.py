@@ -1,27 +1,34 @@
 """The paper's finding on the built-in domain: how right, how like the teacher, how straight and how fast each is."""
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import torch
+from PIL import Image
 
-from ..flow.diffusion import noise_prediction
-from ..flow.guidance import GuidedUNet
-from ..flow.noise import indexed_noise
-from ..flow.solvers import time_grid
-from ..flow.straightness import diffusion_trajectory, flow_trajectory, straightness
-from ..text import encode_prompts
+from ..atomic import replacing
+from ..evaluation.drawing import Drawing
+from ..evaluation.extractors import MAKERS, Extractor, Networks
+from ..evaluation.figures import Figure, Result
+from ..evaluation.pictures import Given, pixels
+from ..evaluation.runs import Evaluation, EvaluationConfig
+from ..generate import TEACHER_STEPS
 from ..weights.checkpoint import MODELS, Checkpoint, load
-from .captions import Caption, sample_captions
-from .evaluate import Modules, accuracy, build, draw_pictures
-from .features import frechet_distance, picture_features
+from .captions import parse, sample_captions
+from .evaluate import draw_pictures
+from .features import FEATURES, picture_features
+from .judge import judge
 
 SEED = 20_230_912
 """Of the captions and of the noise."""
 _REFERENCE_SEED = 1
-_TRAJECTORY_STEPS, _TRAJECTORIES = 100, 64
+_BATCH = 64
+_PARTS = {"accuracy_seen": False, "accuracy_heldout": True}
+"""Whose captions each of them is of: the training part's, or the held-out one's."""
 
 METHODS: dict[str, tuple[str, tuple[int, ...]]] = {
     "teacher": ("built-in: shapes-teacher", (25, 8, 1)),
@@ -54,72 +61,68 @@ class Row:
     ms: float
 
 
-class Table:
-    """Measures checkpoints of the built-in domain.
+class Table(ExitStack):
+    """Measures checkpoints of the built-in domain, each by an `Evaluation` of both parts' captions.
+
+    A context: its pictures lie in a temporary folder until its end.
 
     Args:
         count: captions of each part.
     """
 
     def __init__(self, count: int = 400) -> None:
+        super().__init__()
         if count < 2:
             raise ValueError(f"count is {count}. Give 2 or more captions of each part; 400 for figures to quote.")
-        self.parts = [sample_captions(count, SEED, held_out) for held_out in (False, True)]
-        self.captions = [caption for part in self.parts for caption in part]
+        self.folder = Path(self.enter_context(TemporaryDirectory(prefix="instaflow-table-")))
+        captions = [c for held_out in _PARTS.values() for c in sample_captions(count, SEED, held_out)]
+        self.texts = [str(caption) for caption in captions]
         teacher = load(METHODS["teacher"][0])
-        modules = build(teacher)
-        self.vae = modules[2]
-        pictures = draw_pictures(
-            teacher, self.captions, _REFERENCE_SEED, 25, teacher.guidance, modules=modules
-        )  # fmt: skip
-        reference = picture_features(self.vae, pictures)
+        drawn = draw_pictures(Drawing(teacher), captions, _REFERENCE_SEED, TEACHER_STEPS, teacher.guidance)
+        self.reference = Given(drawn, "the teacher's, from other noise")
         # Without units of its own a feature counts by how much it varies, which says nothing of how much it tells.
-        self.units = reference.std(0)
-        self.reference = reference / self.units
+        units = picture_features(pixels(drawn)).std(0)
+        features = Extractor(FEATURES.words, lambda pictures: picture_features(pictures) / units)
+        self.networks = Networks("cpu", {name: features for name in MAKERS if name != "clip"}, fetched=False)
 
     def rows(
         self, method: str, checkpoint: Checkpoint, steps: Sequence[int], guidance: float | None = None
-    ) -> list[Row]:
+    ) -> Iterator[Row]:
         """A row for each number of steps; guidance is the checkpoint's own where None."""
         guided = checkpoint.guidance if guidance is None else guidance
-        modules, s = build(checkpoint), None
-        if checkpoint.stage != "one-step":
-            s = trajectory_straightness(checkpoint, modules, self.captions, guided)
-        return [self._row(method, checkpoint, modules, n, guided, s) for n in steps]
+        drawing, s = Drawing(checkpoint), None
+        for number, n in enumerate(steps):
+            # The paths are the same at any number of steps.
+            results = self._measured(drawing, n, guided, {"fid"} if number else {"fid", "straightness"})
+            figures = {name: result.value for name, result in results.items() if isinstance(result, Figure)}
+            s = figures.get("straightness", s)
+            seen, heldout = (figures[name] for name in _PARTS)
+            yield Row(method, n, seen, heldout, figures["fid"], s, figures["milliseconds"])
 
-    def _row(
-        self, method: str, checkpoint: Checkpoint, modules: Modules, steps: int, guidance: float, s: float | None
-    ) -> Row:
-        pictures = draw_pictures(checkpoint, self.captions, SEED, steps, guidance, modules=modules)
-        half = len(self.parts[0])
-        seen, heldout = accuracy(pictures[:half], self.parts[0]), accuracy(pictures[half:], self.parts[1])
-        frechet = frechet_distance(picture_features(self.vae, pictures) / self.units, self.reference)
-        return Row(method, steps, seen, heldout, frechet, s, self._milliseconds(checkpoint, modules, steps, guidance))
-
-    def _milliseconds(self, checkpoint: Checkpoint, modules: Modules, steps: int, guidance: float) -> float:
-        seconds = []
-        for caption in self.captions[:7]:
-            start = time.perf_counter()
-            draw_pictures(checkpoint, [caption], SEED, steps, guidance, modules=modules)
-            seconds.append(time.perf_counter() - start)
-        return 1000 * median(seconds)
+    def _measured(self, drawing: Drawing, steps: int, guidance: float, only: set[str]) -> dict[str, Result]:
+        wanted = frozenset(only)
+        config = EvaluationConfig(len(self.texts), SEED, steps, guidance, batch_size=_BATCH, only=wanted)
+        with TemporaryDirectory(dir=self.folder) as folder:
+            return Evaluation(
+                drawing,
+                self.texts,
+                config,
+                Path(folder),
+                self.folder,
+                self.networks,
+                images=self.reference,
+                judges={name: _judge_of(held_out) for name, held_out in _PARTS.items()},
+            ).run()
 
 
-@torch.no_grad()
-def trajectory_straightness(
-    checkpoint: Checkpoint, modules: Modules, captions: Sequence[Caption], guidance: float
-) -> float:
-    """S(Z) of the trajectories of the first captions' pictures, in many small steps (section 2 of the paper)."""
-    encoder, unet, _ = modules
-    texts = [str(caption) for caption in captions[:: max(1, len(captions) // _TRAJECTORIES)]][:_TRAJECTORIES]
-    states, empty = encode_prompts(encoder, texts), encode_prompts(encoder, [""])
-    noise = torch.stack([indexed_noise(SEED, i, checkpoint.latent_shape()) for i in range(len(texts))])
-    guided = GuidedUNet(unet, states, empty, guidance)
-    if not checkpoint.is_flow:
-        predict_noise = noise_prediction(guided, checkpoint.prediction)
-        return straightness(*diffusion_trajectory(predict_noise, noise, _TRAJECTORY_STEPS)).value
-    times = time_grid(_TRAJECTORY_STEPS)
-    return straightness(flow_trajectory(guided.velocity, noise, times), times).value
+def _judge_of(held_out: bool) -> Any:
+    """Whether a picture shows its caption, for captions of one part."""
+
+    def judged(picture: Image.Image, text: str) -> bool | None:
+        caption = parse(text)
+        return judge(picture, caption) if caption.held_out == held_out else None
+
+    return judged
 
 
 def header() -> str:
@@ -133,3 +136,15 @@ def line(row: Row) -> str:
     s = "-" if row.straightness is None else f"{row.straightness:.3f}"
     figures = f"{row.accuracy_seen:>10.3f}{row.accuracy_heldout:>10.3f}{row.frechet:>10.4f}{s:>10}{row.ms:>10.1f}"
     return f"{row.method:12}{row.steps:>6}" + figures
+
+
+def write_table(rows: Iterable[Row], path: Path | None = None) -> None:
+    """Print rows as they come under their header, and write them to a file of JSON."""
+    print(header())
+    measured = []
+    for row in rows:
+        measured.append(asdict(row))
+        print(line(row), flush=True)
+    if path:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")

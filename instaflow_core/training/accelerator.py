@@ -1,4 +1,4 @@
-"""The process's device, precision and place among other processes, as 🤗 accelerate tells them, for one run alone."""
+"""The process's device, precision and place among other processes, as accelerate tells them, for one run alone."""
 
 import os
 from collections.abc import Iterator

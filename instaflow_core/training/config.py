@@ -36,6 +36,7 @@ class LoopConfig:
         checkpoint_every: steps between checkpoints, which `resume` goes on from; 0 for those by time alone.
         checkpoint_minutes: minutes between checkpoints, beside those by steps.
         snapshot_every: steps between snapshots; 0 for none.
+        evaluate_every: steps between evaluations; 0 for none.
         log: one of accelerator.LOGGERS, beside the loss file.
     """
 
@@ -53,6 +54,7 @@ class LoopConfig:
     checkpoint_every: int = 0
     checkpoint_minutes: float = 10.0
     snapshot_every: int = 0
+    evaluate_every: int = 0
     log: str = "none"
 
 

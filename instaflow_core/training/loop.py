@@ -6,7 +6,7 @@ divide the very batch that one would have had.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..atomic import remove_leftovers_in
+from ..weights.errors import FormatError
 from .accelerator import own_state
 from .config import CONSTANT, Batch, LoopConfig, Loss, Times
 from .state import LOSS_FILE, STATE_FILE, check_same, read_state, write_losses, write_state
@@ -44,6 +45,7 @@ def fit(
     resume: bool = False,
     progress: Callable[[int, float], None] | None = None,
     snapshot: Callable[[int], None] | None = None,
+    evaluate: Callable[[int], None] | None = None,
     origin: dict[str, Any] | None = None,
     device: str | None = None,
     stop: Callable[[], bool] | None = None,
@@ -61,6 +63,7 @@ def fit(
         progress: called after each step with (steps done, its loss); may raise to cancel, which first writes a
             checkpoint of this step.
         snapshot: called with the steps done every `snapshot_every` steps, while the module holds the averaged weights.
+        evaluate: the same every `evaluate_every` steps.
         origin: what the run starts from and learns from, by name: what else must be the same when it is resumed.
         device: "cpu" to stay off an accelerator; otherwise accelerate's choice.
         stop: asked after each step whether to stop; where it is so on one process, all of them stop at that step, after
@@ -79,12 +82,15 @@ def fit(
         trainee = Trainee(module, config, folder, device)
         try:
             run = _Run(trainee, config, folder, origin or {})
-            for step in range(run.restore() if resume else 0, config.iterations):
+            begun = run.restore() if resume else 0
+            watches = [(config.snapshot_every, snapshot), (config.evaluate_every, evaluate)]
+            if run.shown < begun:
+                run.show(watches)  # it failed when this checkpoint was written
+            for step in range(begun, config.iterations):
                 stopped, late = run.step(step, batch, loss, times, stop is not None and stop())
                 try:
                     # A sheet comes before its checkpoint: a run killed in between shows it again, none is missing.
-                    if snapshot and config.snapshot_every and run.is_due(config.snapshot_every):
-                        run.show(snapshot)
+                    run.show(watches)
                     if progress:
                         progress(run.done, run.losses[-1])
                     if stopped:
@@ -107,7 +113,7 @@ class _Run:
     def __init__(self, trainee: Trainee, config: LoopConfig, folder: Path, origin: dict[str, Any]) -> None:
         self.trainee, self.config, self.origin, self.path = trainee, config, origin, folder / STATE_FILE
         self.settings = {**asdict(config), "precision": trainee.precision}
-        self.done, self.losses, self.stored_at = 0, list[float](), time.monotonic()
+        self.done, self.shown, self.losses, self.stored_at = 0, 0, list[float](), time.monotonic()
         self.by_time = LossByTime(max(1, config.iterations // _ROWS))
         if trainee.is_main:
             folder.mkdir(parents=True, exist_ok=True)
@@ -132,25 +138,31 @@ class _Run:
         """Whether what is done every so many steps, and at the end, is due; where that is 0, at the end alone."""
         return self.done == self.config.iterations or (every > 0 and self.done % every == 0)
 
-    def show(self, snapshot: Callable[[int], None]) -> None:
-        """Call `snapshot` on the main process while the module holds the averaged weights."""
-        with self.trainee.averaged() as usable:
-            if usable:
-                snapshot(self.done)
+    def show(self, watches: Sequence[tuple[int, Callable[[int], None] | None]]) -> None:
+        """Call those that are due, of (every so many steps, what is called), on the main process while the module holds
+        the averaged weights."""
+        due = [call for every, call in watches if call and every and self.is_due(every)]
+        if due:
+            with self.trainee.averaged() as usable:
+                for call in due if usable else ():
+                    call(self.done)
+            self.shown = self.done
 
     def store(self) -> None:
         """Write the checkpoint and the losses."""
         self.stored_at = time.monotonic()
         if not (self.trainee.is_sharded or self.trainee.is_main):
             return
-        content = self.trainee.state_dict() | {"by_time": self.by_time.state_dict(), "step": self.done}
+        content = self.trainee.state_dict() | {"by_time": self.by_time.state_dict()}
         if not self.trainee.is_main:
             return
         content |= {"settings": self.settings, "origin": self.origin, "losses": self.losses}
-        write_state(content, self.path)
+        content |= {"step": self.done, "shown": self.shown}
+        # The tables come first: a run killed in between writes them again, as it does these steps.
         write_losses(self.losses, self.path.with_name(LOSS_FILE))
         if self.by_time.rows:
             write_by_time(self.by_time.rows, self.path.with_name(BY_TIME_FILE))
+        write_state(content, self.path)
 
     def restore(self) -> int:
         """Take up the checkpoint, if there is one; the steps it has behind it."""
@@ -163,15 +175,33 @@ class _Run:
             )
         if not content:
             return 0
-        free = {"checkpoint_every", "checkpoint_minutes", "snapshot_every", "log", "accumulate", "compile"}
+        free = {
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "snapshot_every",
+            "evaluate_every",
+            "log",
+            "accumulate",
+            "compile",
+        }
         if self.config.schedule == CONSTANT and self.config.iterations >= content["step"]:
             free.add("iterations")  # a constant rate does not ask how long the run will be
         # What an older version did not know yet was at its default.
         there = asdict(LoopConfig(0)) | content["settings"] | content["origin"]
         check_same(there, self.settings | self.origin, free, self.path)
-        self.trainee.load_state_dict(content)
-        self.by_time.load_state_dict(content["by_time"])
+        try:
+            self.trainee.load_state_dict(content)
+            self.by_time.load_state_dict(content["by_time"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if "out of memory" in str(error):
+                raise
+            raise FormatError(
+                f"{self.path} is not the checkpoint of such a training ({type(error).__name__}: {str(error)[:200]})",
+                "the weights and moments of this model",
+                f"Remove {self.path.parent} and start the training again.",
+            ) from error
         self.done, self.losses = content["step"], content["losses"]
+        self.shown = content.get("shown", self.done)  # an older version did not know it
         return self.done
 
     def finish(self) -> LoopResult:

@@ -122,7 +122,7 @@ def decoded_lpips(vae: Any) -> Callable[[Tensor, Tensor], Tensor]:
     Raises:
         ValueError: the lpips package, or the weights of its VGG, cannot be had.
     """
-    return perceptual_loss(vae, _lpips())
+    return perceptual_loss(vae, lpips_metric())
 
 
 def perceptual_loss(vae: Any, metric: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -141,15 +141,20 @@ def perceptual_loss(vae: Any, metric: Any) -> Callable[[Tensor, Tensor], Tensor]
     return distance
 
 
-def _lpips() -> Any:
+def lpips_metric() -> Any:
+    """LPIPS on the features of VGG16, between pictures (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: the lpips package, or the weights of its VGG, cannot be had.
+    """
     try:
         from lpips import LPIPS
     except ImportError as error:
-        raise ValueError("The lpips loss needs its package: pip install lpips, or take l2 or huber.") from error
+        raise ValueError("The lpips loss needs its package: pip install lpips, or take another one.") from error
     try:
         return LPIPS(net="vgg", verbose=False)
     except (URLError, OSError) as error:
         raise ValueError(
             f"The lpips loss needs the weights of VGG16, and they could not be downloaded ({error}). Put "
-            f"vgg16-397923af.pth into {torch.hub.get_dir()}/checkpoints, or take l2 or huber."
+            f"vgg16-397923af.pth into {torch.hub.get_dir()}/checkpoints, or take another one."
         ) from error

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from ..atomic import remove_leftovers_of
 from ..triplets.format import SetInfo
 from ..weights.checkpoint import Checkpoint, load
 from ..weights.files import FormatError, fingerprint
-from ..weights.metadata import ASSUMED_KEY, ZERO_SNR_KEY
+from ..weights.metadata import ASSUMED_KEY, RULE_ASSUMED_KEY, RULE_KEY, ZERO_SNR_KEY, json_entry
 from ..weights.saving import save, save_folder
 from .config import StageConfig
 
@@ -19,6 +18,8 @@ _RESULT = {"reflow": ("2-rectified-flow", "1.5"), "distill": ("one-step", "1.0")
 _NOT_INHERITED = (
     ASSUMED_KEY,
     ZERO_SNR_KEY,
+    RULE_KEY,
+    RULE_ASSUMED_KEY,
     "instaflow.folder",
     "instaflow.renamed",
     "modelspec.title",
@@ -32,7 +33,8 @@ def record_of(init: Checkpoint, info: SetInfo, config: StageConfig) -> dict[str,
     """What a checkpoint says of the stage that made it, but for its loop."""
     return {
         "stage": config.stage,
-        "from": json.loads(init.metadata.get("instaflow.training", "null")) or fingerprint(init.unet),
+        "from": json_entry(init.metadata, "instaflow.training", dict, "the model to start from")
+        or fingerprint(init.unet),
         "triplets": asdict(info),
         **{name: getattr(config, name) for name in RECORDED},
     }
@@ -40,6 +42,12 @@ def record_of(init: Checkpoint, info: SetInfo, config: StageConfig) -> dict[str,
 
 def result_of(init: Checkpoint, unet: Any, record: dict[str, Any], info: SetInfo) -> Checkpoint:
     """The checkpoint with the trained UNet, which says what it is and how it was made."""
+    weights = {name: tensor.detach().cpu() for name, tensor in unet.state_dict().items()}
+    return replace(described_result(init, record, info), unet=weights)
+
+
+def described_result(init: Checkpoint, record: dict[str, Any], info: SetInfo) -> Checkpoint:
+    """The same without weights of its UNet."""
     stage, guidance = _RESULT[record["stage"]]
     metadata = {name: value for name, value in init.metadata.items() if name not in _NOT_INHERITED} | {
         "instaflow.prediction": "velocity",
@@ -50,13 +58,11 @@ def result_of(init: Checkpoint, unet: Any, record: dict[str, Any], info: SetInfo
     height, width = (side * init.latent_downscale for side in info.latent_shape[1:])
     if height == width:
         metadata["instaflow.native_size"] = str(height)
-    weights = {name: tensor.detach().cpu() for name, tensor in unet.state_dict().items()}
-    return replace(init, unet=weights, metadata=metadata)
+    return replace(init, unet={}, metadata=metadata)
 
 
 def save_result(checkpoint: Checkpoint, out: Path, dtype: torch.dtype | None) -> None:
     """Write a checkpoint as one file or as a diffusers folder, by the name."""
-    remove_leftovers_of(out)
     if out.suffix == ".safetensors":
         save(checkpoint, out, dtype)
     else:
@@ -79,7 +85,6 @@ def check_result(out: Path, lora: Path, record: dict[str, Any], work: Path) -> N
 def _record_there(out: Path) -> dict[str, Any]:
     """What a file or folder says of the training it is from; nothing where it is no checkpoint."""
     try:
-        record: dict[str, Any] = json.loads(load(out).metadata.get("instaflow.training", "{}"))
+        return json_entry(load(out).metadata, "instaflow.training", dict, out.name)
     except FormatError:
         return {}
-    return record

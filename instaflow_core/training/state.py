@@ -1,5 +1,6 @@
 """What a run leaves on disk to go on from: `state.pt`, and its losses in `loss.csv`."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,30 @@ from typing import Any
 import torch
 
 from ..atomic import replacing
+from ..weights.errors import FormatError
+from ..weights.pickles import read_pickle
 
 STATE_FILE = "state.pt"
 LOSS_FILE = "loss.csv"
 _FORMAT = 2
+_CONTENT: dict[str, type] = {
+    "settings": dict,
+    "origin": dict,
+    "step": int,
+    "losses": list,
+    "by_time": dict,
+    "trained": dict,
+    "average": dict,
+    "optimizer": dict,
+    "schedule": dict,
+}
 
 
 def write_state(content: dict[str, Any], path: Path) -> None:
     """Write tensors and plain values under names, whole or not at all."""
-    with replacing(path) as temporary:
-        torch.save(content | {"format": _FORMAT}, temporary)
+    # A file of Python's: what the system refuses torch would tell as a position that it did not expect.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content | {"format": _FORMAT}, file)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -25,17 +40,31 @@ def read_state(path: Path) -> dict[str, Any]:
     The tensors are views of the file, so that the processes of a machine share one copy of it in memory.
 
     Raises:
-        ValueError: the file is of another version's format.
+        ValueError: the file is no checkpoint of a training, or of another version's format.
     """
     if not path.exists():
         return {}
-    content = torch.load(str(path), "cpu", weights_only=True, mmap=True)
-    if content.get("format") != _FORMAT:
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        raise _no_checkpoint(path, "is no checkpoint of a training")
+    content = read_pickle(path)
+    if not isinstance(content, dict):
+        raise _no_checkpoint(path, f"holds a {type(content).__name__}")
+    if type(made := content.get("format")) is int and made == _FORMAT:
+        wrong = [name for name, kind in _CONTENT.items() if not isinstance(content.get(name), kind)]
+        if wrong:
+            raise _no_checkpoint(path, f"lacks {', '.join(wrong)}")
+    else:
         raise ValueError(
             f"The checkpoint {path} is of another version of this pack, whose moving average was another. "
             f"Finish the run with that version, or remove {path.parent} and start again."
         )
     return content
+
+
+def _no_checkpoint(path: Path, found: str) -> FormatError:
+    return FormatError(
+        f"{path} {found}", "what a training of this pack writes", f"Remove {path.parent} and start the training again."
+    )
 
 
 def check_same(there: dict[str, Any], here: dict[str, Any], free: set[str], path: Path) -> None:

@@ -3,11 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..atomic import replacing
 from ..flow.noise import indexed_noise
@@ -27,6 +29,39 @@ def draw_losses(losses: Sequence[float], title: str) -> Image.Image:
     """
     iterations = range(1, len(losses) + 1)
     return draw_curve({"loss": (iterations, losses)}, title, "iteration", "loss", log_y=True, smooth=True)
+
+
+@dataclass(frozen=True)
+class InTraining:
+    """A model in training, for what measures it.
+
+    init: what the training started from; checkpoint: what it is to become, without weights.
+    unet: the module that is trained, with the averaged weights when something is called that looks at it.
+    latents: some of those it learns from (N, C, H, W), each of a prompt.
+    goes_on: whether there is a checkpoint of the run in `work`.
+    """
+
+    stage: str
+    init: Checkpoint
+    checkpoint: Checkpoint
+    text_encoder: Any
+    unet: Any
+    prompts: Sequence[str]
+    latents: Tensor
+    work: Path
+    goes_on: bool
+
+
+class Watcher(Protocol):
+    """Measures a model in training, on the process that writes, while it holds the averaged weights."""
+
+    def __call__(self, step: int) -> None:
+        """Measure it after so many steps; the same again where a resumed run repeats them."""
+        ...
+
+    def charts(self) -> dict[str, Image.Image]:
+        """What has been measured, by the name of a chart."""
+        ...
 
 
 class SampleSheets:

@@ -5,6 +5,7 @@ The set may be larger than memory or disk, on any filesystem.
 
 from bisect import bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import accumulate, groupby
 
 import torch
@@ -29,14 +30,18 @@ class SetReader:
         storage: where the set is.
         seed: of the order.
         block: triplets to shuffle among each other, rounded up to whole shards; memory holds twice as many.
+        held_out: how many of the last triplets are left out, for a measurement (`last_triplets`).
 
     Raises:
-        ValueError: there is no set, or it is not whole.
+        ValueError: there is no set, or it is not whole, or nothing of it is left.
     """
 
-    def __init__(self, storage: Storage, seed: int = 0, block: int = BLOCK) -> None:
+    def __init__(self, storage: Storage, seed: int = 0, block: int = BLOCK, held_out: int = 0) -> None:
         self.storage, self.seed = storage, seed
-        self.info = read_info(storage)
+        self._whole = read_info(storage)
+        if held_out >= self._whole.count:
+            raise ValueError(f"{storage} holds {self._whole.count} triplets, and {held_out} are held out. Make more.")
+        self.info = replace(self._whole, count=self._whole.count - held_out)
         self._shards_per_block = max(1, -(-block // self.info.shard_size))
         self._blocks_per_epoch = -(-self.info.shards // self._shards_per_block)
         # Of the epoch read last: the shards of each block, in rising order, and the place of its first triplet.
@@ -92,7 +97,7 @@ class SetReader:
             if self._ahead and self._ahead[0] == shards:
                 read = self._ahead[1].result()
             else:
-                read = _read(self.storage, self.info, shards)
+                read = _read(self.storage, self._whole, shards, self.info.count)
             self._block = shards, read
         return self._block[1]
 
@@ -105,8 +110,19 @@ class SetReader:
         shards = blocks[number]
         held = self._block[0] if self._block else None
         if shards != held and (self._ahead is None or self._ahead[0] != shards):
-            self._ahead = shards, self._thread.submit(_read, self.storage, self.info, shards)
+            self._ahead = shards, self._thread.submit(_read, self.storage, self._whole, shards, self.info.count)
 
 
-def _read(storage: Storage, info: SetInfo, shards: _Shards) -> Triplets:
-    return joined([read_shard(storage, info, shard) for shard in shards])
+def _read(storage: Storage, info: SetInfo, shards: _Shards, count: int) -> Triplets:
+    """Of these shards the triplets that are among the set's first `count`."""
+    parts = [read_shard(storage, info, shard) for shard in shards]
+    return joined([part.rows(range(sum(index < count for index in part.indices))) for part in parts])
+
+
+def last_triplets(storage: Storage, count: int) -> Triplets:
+    """The last ones of a set: what a reader has not that holds so many out."""
+    info = read_info(storage)
+    first = max(0, info.count - count)
+    shards = range(first // info.shard_size, info.shards)
+    read = joined([read_shard(storage, info, shard) for shard in shards])
+    return read.rows(range(first - shards.start * info.shard_size, len(read)))

@@ -1,14 +1,9 @@
 """Where a set lies: a local path, s3://bucket/set, memory://set, any place that fsspec knows."""
 
-import glob
 import secrets
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from ..atomic import replacing
-
-_MINUTE = 60.0  # seconds
 
 
 class Storage:
@@ -44,8 +39,18 @@ class Storage:
             return set()
         return {path.rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False)}
 
-    def read(self, name: str) -> bytes:
-        """A file's bytes."""
+    def check_file(self, name: str, most: int | None = None) -> None:
+        """Raise ValueError, about what is called `name`, where it is no ordinary file, such as a pipe, which would be
+        waited for, or has more than `most` bytes."""
+        about = self.fs.info(f"{self.root}/{name}")
+        if about["type"] != "file":
+            raise ValueError(f"is no file but a {about['type']}")
+        if most is not None and (about.get("size") or 0) > most:
+            raise ValueError(f"has {about['size']:,} bytes, more than {most:,}")
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """A file's bytes. Raises as `check_file`."""
+        self.check_file(name, most)
         return self.fs.cat_file(f"{self.root}/{name}")
 
     def write(self, name: str, content: bytes) -> None:
@@ -57,10 +62,8 @@ class Storage:
         from fsspec.spec import AbstractFileSystem
 
         if isinstance(self.fs, LocalFileSystem):
-            path = Path(self.root) / name
-            with replacing(path) as temporary:
+            with replacing(Path(self.root) / name) as temporary:
                 temporary.write_bytes(content)
-            _remove_leftovers_of(path)
         elif (
             type(self.fs).mv is AbstractFileSystem.mv
         ):  # an object store: its files appear whole, and moving is copying
@@ -70,11 +73,3 @@ class Storage:
             hidden = f"{self.root}/.{name}.{secrets.token_hex(8)}.tmp"
             self.fs.pipe_file(hidden, content)
             self.fs.mv(hidden, f"{self.root}/{name}")
-
-
-def _remove_leftovers_of(path: Path) -> None:
-    """Remove the hidden files of killed writers of `path`: those that nobody has written to for a minute."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}*.tmp"):
-        with suppress(FileNotFoundError):  # another writer may be done with it, or remove it too
-            if time.time() - leftover.stat().st_mtime > _MINUTE:
-                leftover.unlink()

@@ -5,6 +5,7 @@ several processes each make their own shards.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,15 +14,19 @@ import torch
 from torch import Tensor
 
 from ..flow.diffusion import check_zero_snr
-from ..flow.sampling import sample_latents
+from ..flow.sampling import check_steps, sample_latents
 from ..generate import settled_size
+from ..memory import is_out_of_memory
+from ..rules import Rule
 from ..text import encode_prompts
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import fingerprint
-from ..weights.modules import build_text_encoder, build_unet
-from .format import SET_FILE, SetInfo, Triplets, format_info, format_shard, parse_info, shard_name
+from ..weights.modules import build_text_encoder, build_unet, needed_part
+from .format import SET_FILE, SetInfo, Triplets, format_info, format_shard, shard_name, stored_info
 from .prompts import with_empty
 from .storage import Storage
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class SetWriter:
 
         Not every filesystem can refuse a file to the second who writes it: two that start at once may both have found
         the place empty, and the later set.json holds. So it is looked at again before each shard."""
-        there = parse_info(self.storage.read(SET_FILE))
+        there = stored_info(self.storage)
         if _identity(there) != _identity(self.info):
             raise ValueError(
                 f"{self.storage} holds {there}, and this run would make {self.info}. Choose another folder."
@@ -91,6 +96,7 @@ class SetWriter:
         """Write the shards that are missing. Triplet i has prompt i, counted round, and noise (seed, i).
 
         Args:
+            batch_size: how many are generated at once; half as many from where the memory does not suffice.
             progress: called with the number of triplets that each batch, or each shard found there, adds; may raise to
                 cancel.
             part, parts: which of several processes this is; each makes every parts-th shard. The set does not depend
@@ -109,16 +115,32 @@ class SetWriter:
                     progress(len(indices))
                 continue
             texts = [prompts[i % len(prompts)] for i in indices]
-            latents = []
-            for start in range(0, len(indices), batch_size):
-                rows = slice(start, start + batch_size)
-                made = generate(texts[rows], self.info.noise(indices[rows]))
-                latents.append(made.to("cpu", torch.float16))
+            latents = list[Tensor]()
+            while (done := sum(map(len, latents))) < len(indices):
+                rows = slice(done, done + batch_size)
+                made = _made(generate, texts[rows], self.info.noise(indices[rows]))
+                if made is None:
+                    batch_size = len(texts[rows]) // 2
+                    _log.warning("The memory does not suffice for so many pictures at once: now %d.", batch_size)
+                    continue
+                latents.append(made)
                 if progress:
                     progress(len(made))
             triplets = Triplets(self.info, list(indices), texts, torch.cat(latents))
             self._check_place()
             self.storage.write(shard_name(shard), format_shard(triplets))
+
+
+def _made(generate: Generate, texts: list[str], noise: Tensor) -> Tensor | None:
+    """The latents as a set keeps them; None where the memory does not suffice for more than one of them at once.
+
+    The error, which holds what the memory is full of, is gone by then."""
+    try:
+        return generate(texts, noise).to("cpu", torch.float16)
+    except (RuntimeError, MemoryError) as error:
+        if len(texts) == 1 or not is_out_of_memory(error):
+            raise
+    return None
 
 
 def _identity(info: SetInfo) -> SetInfo:
@@ -133,16 +155,18 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
 
     Raises:
         ValueError: a number of the configuration is too small, the size does not fit the teacher's autoencoder, or its
-            prediction cannot be sampled on its noise schedule.
+            prediction cannot be sampled on its noise schedule, or in so many steps.
     """
     check_zero_snr(teacher.prediction, teacher.zero_snr)
+    needed_part(teacher, "text_encoder", "text encoder")  # or its place would be taken by a set that cannot be made
     for name in ("count", "steps", "batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}. Give 1 or more.")
     if not 0 <= config.empty_share < 1:
         raise ValueError(f"empty_share is {config.empty_share}. Give a share from 0 to 1, such as 0.1.")
     width, height = settled_size(teacher, config.width, config.height)
-    solver = "Euler" if teacher.is_flow else "DPM-Solver++"
+    check_steps(teacher.rule, config.steps)
+    solver = "Euler" if teacher.is_flow else teacher.rule.name if teacher.rule else "DPM-Solver++"
     if teacher.zero_snr:
         solver += " from zero SNR"
     source = {
@@ -162,8 +186,9 @@ def describe_set(teacher: Checkpoint, config: SetConfig, prompts: Sequence[str])
 
 def native_guidance(teacher: Checkpoint) -> float:
     """The guidance a teacher is followed at: what its file says, else the paper's, 5.0 for a diffusion model (section
-    4.1) and 1.5 for a 2-rectified flow. A diffusion model said to want none says nothing: every one is guided."""
-    return teacher.guidance if teacher.is_flow or teacher.guidance > 1 else 5.0
+    4.1) and 1.5 for a 2-rectified flow. A diffusion model said to want none says nothing: every one is guided, but for
+    those of few steps."""
+    return teacher.guidance if teacher.is_flow or teacher.rule or teacher.guidance > 1 else 5.0
 
 
 def make_set(
@@ -176,8 +201,8 @@ def make_set(
     part: int = 0,
     parts: int = 1,
 ) -> None:
-    """Make a set that `describe_set` has described, or what is missing of it: by DPM-Solver++ where the teacher
-    predicts noise, by Euler steps where it is a flow.
+    """Make a set that `describe_set` has described, or what is missing of it: by Euler steps where the teacher is a
+    flow, by its rule where it is a few-step model, else by DPM-Solver++.
 
     Args:
         progress: called with the number of triplets each batch adds; may raise to cancel.
@@ -188,14 +213,22 @@ def make_set(
     """
     encoder = build_text_encoder(teacher, config.dtype).to(device)
     unet = build_unet(teacher, config.dtype).to(device)
-    generate = latent_maker(encoder, unet, teacher.prediction, config.steps, config.guidance, teacher.zero_snr)
+    generate = latent_maker(
+        encoder, unet, teacher.prediction, config.steps, config.guidance, teacher.zero_snr, teacher.rule
+    )
     if config.empty_share:
         prompts = with_empty(prompts, config.count, config.empty_share)
     writer.write(prompts, _finite(generate), config.batch_size, progress, part, parts)
 
 
 def latent_maker(
-    text_encoder: Any, unet: Any, prediction: str, steps: int, guidance: float, zero_snr: bool = False
+    text_encoder: Any,
+    unet: Any,
+    prediction: str,
+    steps: int,
+    guidance: float,
+    zero_snr: bool = False,
+    rule: Rule | None = None,
 ) -> Generate:
     """What `SetWriter.write` makes latents with: `sample_latents`, guided away from the empty prompt, on the UNet's
     device. The UNet computes in its own type, the solver in float32: in half precision each step would round the
@@ -209,7 +242,7 @@ def latent_maker(
     def generate(texts: list[str], noise: Tensor) -> Tensor:
         states = encode_prompts(text_encoder, texts)
         x = noise.to(weight.device)
-        return sample_latents(predict, prediction, states, empty, x, steps, guidance, zero_snr=zero_snr)
+        return sample_latents(predict, prediction, states, empty, x, steps, guidance, None, zero_snr, rule)
 
     return generate
 

@@ -3,17 +3,19 @@
 Tensors of a loaded checkpoint stay on disk until they are used; nothing may write into them. What its UNet predicts is,
 in this order:
 
-1. what the caller says (`load(..., prediction=...)`);
+1. what the caller says (`load(..., prediction=..., rule=...)`);
 2. what the file or folder says: `metadata.said_in_file`, `metadata.said_in_folder`;
-3. velocity, since choosing our loader is a sign of it; `prediction_is_assumed` then, also once it is saved.
+3. what the row predicts that it is found to be of: `rows`;
+4. velocity, since choosing our loader is a sign of it; `prediction_is_assumed` then, also once it is saved.
 """
 
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..rules import RULES, Rule
 from .files import Config, FormatError, Metadata, Weights
-from .metadata import ASSUMED_KEY, ZERO_SNR_KEY
+from .metadata import ASSUMED_KEY, LARGEST_SIDE, RULE_ASSUMED_KEY, RULE_KEY, ZERO_SNR_KEY
 from .reading import read_source
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -61,6 +63,24 @@ class Checkpoint:
         return ASSUMED_KEY in self.metadata
 
     @property
+    def rule(self) -> Rule | None:
+        """The row of `rules` it is sampled by; None for a plain diffusion model, or a flow that does not say which."""
+        if RULE_KEY in self.metadata:
+            return RULES[self.metadata[RULE_KEY]]
+        flows = (rule for rule in RULES.values() if rule.prediction == "velocity" and self.is_flow)
+        return next((rule for rule in flows if rule.stage == self.stage), None)
+
+    @property
+    def sampled_as(self) -> str:
+        """What its pictures depend on beside its weights: its prediction, or its row where that says more."""
+        return self.metadata.get(RULE_KEY, self.prediction)
+
+    @property
+    def rule_is_assumed(self) -> bool:
+        """Whether only its name says which row it is of."""
+        return RULE_ASSUMED_KEY in self.metadata
+
+    @property
     def is_flow(self) -> bool:
         """Whether it is sampled as a rectified flow, and not as a diffusion model."""
         return self.prediction == "velocity"
@@ -72,7 +92,7 @@ class Checkpoint:
 
     @property
     def stage(self) -> str:
-        """How it was made: "one-step", "2-rectified-flow", "teacher", or "unknown"."""
+        """How it was made: "one-step", "2-rectified-flow", "few-step" (another row), "teacher", or "unknown"."""
         return self.metadata.get("instaflow.stage", "unknown" if self.is_flow else "teacher")
 
     @property
@@ -92,7 +112,7 @@ class Checkpoint:
         """Side of the pictures it was trained on, in pixels."""
         if "instaflow.native_size" in self.metadata:
             return int(self.metadata["instaflow.native_size"])
-        if said := re.fullmatch(r"(\d+)x(\d+)", self.metadata.get("modelspec.resolution", "")):
+        if said := re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", self.metadata.get("modelspec.resolution", "")):
             return min(map(int, said.groups()))
         size = self.unet_config.get("sample_size") or 64
         return (size if isinstance(size, int) else max(size)) * self.latent_downscale
@@ -127,23 +147,35 @@ class Checkpoint:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load(source: str | Path, prediction: str | None = None) -> Checkpoint:
+def load(source: str | Path, prediction: str | None = None, rule: str | None = None) -> Checkpoint:
     """Load a checkpoint.
 
     Args:
         source: a diffusers folder (or its unet/), a single file, a bare UNet, or a name in BUILT_IN.
         prediction: what its UNet predicts, whatever it says itself: "epsilon", "v", "velocity", or "noise-minus-data",
             which is read as a velocity with the other sign. None takes the source's word, else velocity.
+        rule: the name of the row of `rules` it is sampled by. None takes what is found, if anything.
 
-    Raises FormatError for everything that is not a whole model of Stable Diffusion 1.5's kind.
+    Raises:
+        FormatError: it is not a whole model of Stable Diffusion 1.5's kind, or not one for that rule.
+        ValueError: there is no such prediction or rule, or they contradict each other.
     """
     path = locate(source)
-    read = read_source(path, prediction)
+    read = read_source(path, prediction, rule)
     unet, unet_config = read.parts["unet"]
     text, text_config = read.parts.get("text_encoder", (None, None))
     vae, vae_config = read.parts.get("vae", (None, None))
     layout = read.layout.in_words
-    return Checkpoint(unet, unet_config, text, text_config, vae, vae_config, read.metadata, layout, read.said_by, path)
+    loaded = Checkpoint(
+        unet, unet_config, text, text_config, vae, vae_config, read.metadata, layout, read.said_by, path
+    )
+    if not 8 <= loaded.native_size <= LARGEST_SIDE:
+        raise FormatError(
+            f"{path.name} says that its pictures are {loaded.native_size:,} pixels wide",
+            f"8 to {LARGEST_SIDE:,}",
+            "Get the file again, with its own config.",
+        )
+    return loaded
 
 
 def locate(source: str | Path) -> Path:

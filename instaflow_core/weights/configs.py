@@ -11,6 +11,9 @@ from .layouts import Shape
 
 Shapes = Mapping[str, Shape]
 
+_MOST_LEVELS = 8
+_MOST_ENTRIES = 256
+
 STABLE_DIFFUSION_TEXT_WIDTH = 768
 
 # What shapes do not tell; the values of Stable Diffusion 1.5's unet/config.json.
@@ -61,6 +64,8 @@ def infer_unet_config(shapes: Shapes, keys: str) -> Config:
     """
     names = _DIFFUSERS_NAMES if keys == "diffusers" else _LDM_NAMES
     down = _down_levels_diffusers(shapes) if keys == "diffusers" else _down_levels_ldm(shapes)
+    if not all(down):
+        _shape(shapes, f"the first block of level {down.index([])}")
     up = _up_attention(shapes, keys, [len(level) for level in reversed(down)])
     middle = f"{names['middle']}.transformer_blocks"
     text_width = _shape(shapes, f"{middle}.0.attn2.to_k.weight")[1]
@@ -94,7 +99,7 @@ def infer_vae_config(shapes: Shapes) -> Config:
     """The AutoencoderKL or AutoencoderTiny config of an LDM checkpoint's autoencoder."""
     if _has(shapes, "taesd_decoder."):
         return dict(TINY_VAE_CONFIG)
-    levels = _count(shapes, "encoder.down")
+    levels = _count(shapes, "encoder.down", _MOST_LEVELS)
     return _VAE_FIXED | {
         "in_channels": _shape(shapes, "encoder.conv_in.weight")[1],
         "out_channels": _shape(shapes, "decoder.conv_out.weight")[0],
@@ -110,7 +115,7 @@ def infer_vae_config(shapes: Shapes) -> Config:
 
 def infer_text_config(shapes: Shapes) -> Config:
     """The CLIPTextModel config of a text encoder whose keys begin with `text_model.`."""
-    vocabulary, width = _shape(shapes, "text_model.embeddings.token_embedding.weight")
+    vocabulary, width = _shape(shapes, "text_model.embeddings.token_embedding.weight")[:2]
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
@@ -146,7 +151,7 @@ _LDM_NAMES = {
 def _down_levels_diffusers(shapes: Shapes) -> list[list[str]]:
     """The residual blocks of each level on the way down, by name."""
     levels = []
-    for level in range(_count(shapes, "down_blocks")):
+    for level in range(_count(shapes, "down_blocks", _MOST_LEVELS)):
         layers = range(_count(shapes, f"down_blocks.{level}.resnets"))
         levels.append([f"down_blocks.{level}.resnets.{layer}" for layer in layers])
     return levels
@@ -155,7 +160,7 @@ def _down_levels_diffusers(shapes: Shapes) -> list[list[str]]:
 def _down_levels_ldm(shapes: Shapes) -> list[list[str]]:
     """The same for LDM's single row of entries, where a downsampling ends a level."""
     levels: list[list[str]] = [[]]
-    for entry in range(1, _count(shapes, "input_blocks")):
+    for entry in range(1, _count(shapes, "input_blocks", _MOST_ENTRIES)):
         if _has(shapes, f"input_blocks.{entry}.0.op."):
             levels.append([])
         else:
@@ -181,17 +186,24 @@ def _has(shapes: Shapes, start: str) -> bool:
     return any(key.startswith(start) for key in shapes)
 
 
-def _count(shapes: Shapes, parent: str) -> int:
-    """How many numbered children `parent.0`, `parent.1`, … there are."""
+def _count(shapes: Shapes, parent: str, most: int = 1000) -> int:
+    """How many numbered children `parent.0`, `parent.1`, … there are; FormatError for more than any model has."""
     start = len(parent) + 1
-    return len({key[start:].split(".", 1)[0] for key in shapes if key.startswith(f"{parent}.")})
+    count = len({key[start:].split(".", 1)[0] for key in shapes if key.startswith(f"{parent}.")})
+    if count > most:
+        raise FormatError(
+            f"The model has {count:,} numbers under {parent}", f"at most {most}", "Check that this is the right file."
+        )
+    return count
 
 
 def _shape(shapes: Shapes, key: str) -> Shape:
-    if key not in shapes:
+    shape = shapes.get(key, ())
+    if len(shape) < 2:
+        found = f"has {key} as a tensor of shape {tuple(shape)}" if key in shapes else f"lacks the tensor {key}"
         raise FormatError(
-            f"The model is of Stable Diffusion's kind but lacks the tensor {key}",
+            f"The model is of Stable Diffusion's kind but {found}",
             "all of its tensors",
             "The file is incomplete: get it again from where it came.",
         )
-    return shapes[key]
+    return shape

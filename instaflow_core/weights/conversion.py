@@ -18,12 +18,13 @@ def convert(
     dtype: torch.dtype | None = None,
     force: bool = False,
     prediction: str | None = None,
+    rule: str | None = None,
 ) -> Checkpoint:
     """Turn a folder into one safetensors file, or a file into a folder; `destination`'s ending decides.
 
     Args:
         destination: a name that ends in .safetensors, or a folder's, which may have dots in it: instaflow_0.9B.
-        prediction: what the source's UNet predicts, as for `load`.
+        prediction, rule: what the source's UNet predicts and how it is sampled, as for `load`.
 
     Without `dtype` every tensor keeps its bytes, and converting back gives the same tensors, names and configs.
 
@@ -41,9 +42,9 @@ def convert(
         raise FormatError(found, "two places", "Give another destination.")
     if end.exists() and not force:
         raise FileExistsError(f"{end} exists already. Give another name, or --force to replace it.")
-    checkpoint = load(start, prediction)
+    checkpoint = load(start, prediction, rule)
     if start.is_dir():
-        checkpoint.metadata["instaflow.folder"] = json.dumps(_kept_texts(pipeline_folder(start), prediction))
+        checkpoint.metadata["instaflow.folder"] = json.dumps(_kept_texts(pipeline_folder(start), prediction or rule))
     ending = end.suffix.lower()
     if ending == ".safetensors":
         save(checkpoint, end, dtype)
@@ -58,12 +59,12 @@ def convert(
     return checkpoint
 
 
-def _kept_texts(root: Path, prediction: str | None) -> dict[str, str]:
+def _kept_texts(root: Path, overruled: str | None) -> dict[str, str]:
     """The folder's texts for the way back, without those that say what its UNet predicts where that is true no more: it
     was overruled by the caller, or its weights were read with the other sign."""
     texts = read_texts(root)
-    said = None if prediction else said_in_folder(root, {})
-    if prediction or (said and said.prediction == NOISE_MINUS_DATA):
+    said = None if overruled else said_in_folder(root, {})
+    if overruled or (said and said.prediction == NOISE_MINUS_DATA):
         for name in ("model_index.json", "scheduler/scheduler_config.json"):
             texts.pop(name, None)
     return texts

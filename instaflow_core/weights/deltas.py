@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, load, locate
-from .files import FormatError, Metadata, Weights, new_file, read_weights, stream_weights, types_in_words
+from .files import FormatError, Metadata, Weights, check_finite, new_file, read_weights, stream_weights, types_in_words
 from .layouts import UNET_PREFIX
+from .metadata import json_entry
 from .saving import describe, single_file
 
 Progress = Callable[[int, int], object]
@@ -74,6 +75,8 @@ def extract(
     def chunk(names: list[str]) -> Iterator[tuple[str, Tensor]]:
         minuend, subtrahend = _unet(load(finetuned)), _unet(load(base))
         for name in names:
+            check_finite({name: minuend[name]}, _name(finetuned))
+            check_finite({name: subtrahend[name]}, _name(base))
             yield _delta_name(name), (minuend[name].float() - subtrahend[name].float()).to(dtype)
 
     stream_weights(layout, _in_chunks(learned, chunk, progress), out, metadata)
@@ -114,8 +117,8 @@ def merge(
         "A difference fits models of the architecture it was taken from; InstaFlow has Stable Diffusion 1.5's.",
     )
     layout = _on_meta(single_file(described))
-    made_of = json.loads(header.get("instaflow.delta", "{}"))
-    merges = json.loads(described.metadata.get("instaflow.merged", "[]"))
+    made_of = json_entry(header, "instaflow.delta", dict, delta_path.name)
+    merges = json_entry(described.metadata, "instaflow.merged", list, _name(model))
     merges.append({"delta": delta_path.name, **made_of, "strength": strength})
     metadata = {"format": "pt"} | describe(described) | {"instaflow.merged": json.dumps(merges)}
     metadata |= combined_licence(described.metadata, header)
@@ -127,6 +130,7 @@ def merge(
             weight = weights[name]
             if name.startswith(UNET_PREFIX):
                 difference = added[name.removeprefix(UNET_PREFIX)]
+                check_finite({name: difference}, delta_path.name)
                 weight = (weight.float() + strength * difference.float()).to(weight.dtype)
             yield name, weight
 

@@ -4,25 +4,30 @@ Written folders are what `StableDiffusionPipeline` and the community's `Rectifie
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing, replacing_folder
 from ..text import TOKENIZER
-from .files import Config, FormatError, Metadata, Weights, read_weights, sibling, write_weights
+from .bounded_json import parse
+from .files import Config, FormatError, Metadata, Weights, read_weights, sibling, unwrapped_name, write_weights
 
-# Names a part's weights may have, best first; an index beside them names the pieces of a model kept in several files.
-_WEIGHT_NAMES = {
+WEIGHT_NAMES = {
     "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
     "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
     "text_encoder": ("model.safetensors", "pytorch_model.bin"),
 }
+"""Names a part's weights may have, best first; an index beside them names the pieces of a model in several files."""
 UNET_CLASS = "UNet2DConditionModel"
 """What a UNet's config.json calls it."""
 _VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
 
+_MOST_SHARDS = 1000
 _GET_AGAIN = "Get the file from where the weights came."
+_LARGEST_TEXT = 2**24
+"""Bytes of a config or of a file of a tokenizer; the largest known has 4 MB."""
 
 # The part of a folder that is text, and that a single file has to remember for the way back.
 _TEXT_FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
@@ -58,19 +63,28 @@ def read_json(path: Path) -> Config:
         raise FormatError(
             f"The folder {path.parent.name} has no {path.name}", f"{path.name} beside the weights", _GET_AGAIN
         )
+    return _object(_content(path), str(path))
+
+
+def _content(path: Path) -> bytes:
+    """A file of text, if it is no larger than one can be."""
+    size = path.stat().st_size
+    if size > _LARGEST_TEXT:
+        raise FormatError(f"{path} has {size:,} bytes", f"at most {_LARGEST_TEXT:,} in a file of text", _GET_AGAIN)
+    return path.read_bytes()
+
+
+def _object(text: str | bytes, name: str) -> Config:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse(text, dict)
     except ValueError as error:
-        raise FormatError(f"{path} is not JSON ({error})", "a JSON object", _GET_AGAIN) from error
-    if not isinstance(content, dict):
-        raise FormatError(f"{path} holds a {type(content).__name__}", "a JSON object", _GET_AGAIN)
-    return content
+        raise FormatError(f"{name} {error}", "a JSON object", _GET_AGAIN) from error
 
 
 def read_part(folder: Path, part: str) -> tuple[Weights, Config, Metadata]:
     """Tensors, config and metadata of one part ("unet", "vae" or "text_encoder") kept in `folder`."""
     config = read_json(folder / "config.json")
-    for name in _WEIGHT_NAMES[part]:
+    for name in WEIGHT_NAMES[part]:
         stem, suffix = name.rsplit(".", 1)
         for variant in _VARIANTS:
             path = folder / f"{stem}{variant}.{suffix}"
@@ -83,22 +97,58 @@ def read_part(folder: Path, part: str) -> tuple[Weights, Config, Metadata]:
                     return _read_shards(folder / index), config, {}
     raise FormatError(
         f"The folder {folder} has no weights",
-        f"one of {', '.join(_WEIGHT_NAMES[part])} in it",
+        f"one of {', '.join(WEIGHT_NAMES[part])} in it",
         "Download the whole folder; git alone fetches only pointers (use git lfs pull).",
     )
 
 
 def _read_shards(index: Path) -> Weights:
-    weight_map = read_json(index).get("weight_map")
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not names or not all(isinstance(name, str) for name in names):
+    listed = read_json(index).get("weight_map")
+    weight_map = dict(listed) if isinstance(listed, dict) else {}
+    if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise FormatError(
             f"{index.name} lists no files of weights", "a weight_map of tensors to files beside it", _GET_AGAIN
         )
+    weight_map = {unwrapped_name(key): name for key, name in weight_map.items()}
+    names = set(weight_map.values())
+    if len(names) > _MOST_SHARDS:
+        found = f"{index.name} lists {len(names):,} files of weights"
+        raise FormatError(found, f"at most {_MOST_SHARDS}", _GET_AGAIN)
     tensors: Weights = {}
-    for name in sorted(set(names)):
-        tensors |= read_weights(sibling(index, name))[0]
+    for name in sorted(names):
+        path = sibling(index, name)
+        _check_inside(path, index.parent)
+        inside = read_weights(path)[0]
+        wrong = next((key for key in inside if weight_map.get(key, name) != name or key in tensors), None)
+        if wrong is not None:
+            raise FormatError(
+                f"{name} holds {wrong}, which {index.name} says is in {weight_map.get(wrong)!r}",
+                "each tensor in the one file that the index names for it",
+                _GET_AGAIN,
+            )
+        tensors |= inside
+    absent = weight_map.keys() - tensors.keys()
+    if absent:
+        first = min(absent)
+        raise FormatError(
+            f"{index.name} lists {len(absent)} tensors that are not there, such as {first} in {weight_map[first]}",
+            "every tensor of the index in its file",
+            _GET_AGAIN,
+        )
     return tensors
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    """Raise FormatError where a file that a downloaded folder names is a link that leads out of it. In the hub's cache
+    files are links to blobs beside the snapshots, in the same repository."""
+    home = folder.resolve()
+    snapshots = next((above for above in home.parents if above.name == "snapshots"), None)
+    roots = (home, snapshots.parent) if snapshots and snapshots.parent.name.startswith("models--") else (home,)
+    real = path.resolve()
+    if not any(real.is_relative_to(root) for root in roots):
+        raise FormatError(
+            f"{path} is a link that leads out of its folder", "a file in the folder", "Put the file itself there."
+        )
 
 
 def read_texts(folder: Path) -> dict[str, str]:
@@ -109,25 +159,50 @@ def read_texts(folder: Path) -> dict[str, str]:
     """
     texts = {}
     if (folder / "model_index.json").is_file():
-        texts["model_index.json"] = (folder / "model_index.json").read_text(encoding="utf-8")
+        texts["model_index.json"] = _text(folder / "model_index.json")
     for name in _TEXT_FOLDERS:
         for path in sorted((folder / name).glob("*")):
-            if path.suffix in (".json", ".txt") and ".index." not in path.name:
-                texts[f"{name}/{path.name}"] = path.read_text(encoding="utf-8")
+            if path.suffix in (".json", ".txt") and ".index." not in path.name and path.is_file():
+                texts[f"{name}/{path.name}"] = _text(path)
     if _is_shipped_vocabulary(texts):
         for name in _VOCABULARY_FILES:
             texts.pop(name, None)
     return texts
 
 
+def _text(path: Path) -> str:
+    # What is read is written into the new file, and so is not to come from elsewhere.
+    _check_inside(path, path.parent)
+    try:
+        return _content(path).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not UTF-8 ({error.reason})", "a file of text", _GET_AGAIN) from error
+
+
 def _is_shipped_vocabulary(texts: Mapping[str, str]) -> bool:
     if "tokenizer/vocab.json" in texts:
-        vocabulary = json.loads(texts["tokenizer/vocab.json"])
+        vocabulary = _object(texts["tokenizer/vocab.json"], "tokenizer/vocab.json")
     elif "tokenizer/tokenizer.json" in texts:
-        vocabulary = json.loads(texts["tokenizer/tokenizer.json"])["model"]["vocab"]
+        model = _object(texts["tokenizer/tokenizer.json"], "tokenizer/tokenizer.json").get("model")
+        vocabulary = model.get("vocab", {}) if isinstance(model, dict) else {}
     else:
         return True
     return vocabulary == json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
+
+
+_TEXT_NAME = re.compile(rf"model_index\.json|({'|'.join(_TEXT_FOLDERS)})/\w[\w.+-]*\.(json|txt)")
+
+
+def check_texts(texts: Mapping[str, Any], name: str) -> None:
+    """Raise FormatError unless the texts that `name` keeps are files a folder can have: they were written by whoever
+    made the file, and a name with .. in it would be written anywhere."""
+    for file, text in texts.items():
+        if not _TEXT_NAME.fullmatch(file) or not isinstance(text, str):
+            raise FormatError(
+                f"instaflow.folder in {name} names the file {file[:60]!r}",
+                "configs and tokenizer files of a diffusers folder",
+                "Do not use this file.",
+            )
 
 
 def write_folder(
@@ -151,13 +226,13 @@ def write_folder(
         for part, (tensors, config) in parts.items():
             # Loaders of diffusers and transformers refuse a file that does not say which framework wrote it.
             header = {"format": "pt"} | (dict(metadata) if part == "unet" else {})
-            write_weights(tensors, temporary / part / _WEIGHT_NAMES[part][0], header)
+            write_weights(tensors, temporary / part / WEIGHT_NAMES[part][0], header)
             _write_text(_dump(config), temporary / part / "config.json")
         for name, text in {**_default_texts(parts, scheduler), **texts}.items():
             if name.split("/")[0] in (*parts, "tokenizer", "scheduler", "feature_extractor"):
                 _write_text(text, temporary / name)
         kept = texts.get("model_index.json", _dump(model_index))
-        index = json.loads(kept)
+        index = _object(kept, "model_index.json")
         present = _only_present(index, temporary)
         _write_text(kept if present == index else _dump(present), temporary / "model_index.json")
 
@@ -171,9 +246,9 @@ def _default_texts(parts: Mapping[str, Any], scheduler: Config) -> dict[str, str
 
 def _only_present(index: Config, folder: Path) -> Config:
     """The model index with null for every component the folder lacks (the safety checker is never kept)."""
+    there = {path.name for path in folder.iterdir() if path.is_dir()}
     present = {
-        name: value if not isinstance(value, list) or (folder / name).is_dir() else [None, None]
-        for name, value in index.items()
+        name: value if not isinstance(value, list) or name in there else [None, None] for name, value in index.items()
     }
     if present.get("safety_checker") == [None, None]:
         present["requires_safety_checker"] = False

@@ -6,17 +6,19 @@ wrong ending is told apart. Tensors of a safetensors file stay on disk (memory-m
 
 import hashlib
 import json
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..atomic import replacing
+from .errors import DOWNLOAD_AGAIN, WEIGHTS_EXPECTED, FormatError
+from .impostors import refuse_impostor
+from .pickles import read_pickle
+from .safetensors_file import read_safetensors
 
 Weights = dict[str, Tensor]
 Metadata = dict[str, str]
@@ -24,38 +26,6 @@ Config = dict[str, Any]
 
 WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """What the names of weight files end in, in any case; every other dot in a name, as in instaflow_0.9B, is a dot."""
-
-_EXPECTED = "a safetensors file (or an older PyTorch .bin / .ckpt that holds nothing but tensors)"
-_DOWNLOAD_AGAIN = "Download the file again and compare its size with the one on the page it came from."
-
-# What is often found in place of the weights: the first bytes, what it is, what to do.
-_IMPOSTORS: tuple[tuple[bytes, str, str], ...] = (
-    (
-        b"version https://git-lfs",
-        "a git-lfs pointer, a few lines of text that stand for the real file",
-        "Run `git lfs pull` in that folder, or download the file from the model's page.",
-    ),
-    (
-        b"<!doctype html",
-        "a web page, not weights",
-        "The download link needs a login or leads to a page about the file: use the page's download button.",
-    ),
-    (
-        b"<html",
-        "a web page, not weights",
-        "The download link needs a login or leads to a page about the file: use the page's download button.",
-    ),
-)
-
-
-class FormatError(ValueError):
-    """A file, a folder or a state dict that cannot be used here.
-
-    The message says what was found, what was expected, and what to do next.
-    """
-
-    def __init__(self, found: str, expected: str, advice: str) -> None:
-        super().__init__(f"{found}. Expected {expected}. {advice}")
 
 
 def read_weights(path: Path) -> tuple[Weights, Metadata]:
@@ -66,26 +36,22 @@ def read_weights(path: Path) -> tuple[Weights, Metadata]:
     Raises FormatError for anything that is not a whole file of tensors. Pickles are read with `weights_only`: code in
     them does not run.
     """
-    if not path.is_file():
-        raise FormatError(f"There is no file {path}", _EXPECTED, "Check the name and the folder.")
+    if not path.exists():
+        raise FormatError(f"There is no file {path}", WEIGHTS_EXPECTED, "Check the name and the folder.")
+    if not path.is_file():  # a pipe or a device would be waited for, for ever
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise FormatError(f"{path} is {kind}, not a file", WEIGHTS_EXPECTED, "Name the file of weights itself.")
     size = path.stat().st_size
     if size == 0:
-        raise FormatError(f"{path.name} is empty (0 bytes)", _EXPECTED, _DOWNLOAD_AGAIN)
+        raise FormatError(f"{path.name} is empty (0 bytes)", WEIGHTS_EXPECTED, DOWNLOAD_AGAIN)
     with path.open("rb") as file:
         head = file.read(512)
-    for start, found, advice in _IMPOSTORS:
-        if head.lstrip().lower().startswith(start):
-            raise FormatError(f"{path.name} is {found}", _EXPECTED, advice)
     # Byte 8 starts the JSON header of every safetensors file; asked first, since its length may begin like a pickle.
     if head[8:9] == b"{":
-        tensors, metadata = _read_safetensors(path, size)
-        return _unwrapped(tensors, path.name), metadata
-    if head.startswith((b"PK\x03\x04", b"\x80")):
-        return _unwrapped(_read_pickle(path), path.name), {}
-    if head.lstrip().startswith(b"{"):
-        found = f"{path.name} is a JSON file, not weights"
-        raise FormatError(found, _EXPECTED, "Name the folder it lies in, or the file of weights beside it.")
-    raise FormatError(f"{path.name} is not a file of weights (it begins with {head[:8]!r})", _EXPECTED, _DOWNLOAD_AGAIN)
+        tensors, metadata = read_safetensors(path, size)
+        return _checked(tensors, path, size), metadata
+    refuse_impostor(path.name, head)
+    return _checked(_read_pickle(path), path, size), {}
 
 
 def sibling(path: Path, name: str) -> Path:
@@ -140,6 +106,10 @@ _TYPE_NAMES = {
 """What a safetensors header calls torch's types."""
 
 
+WEIGHT_TYPES = tuple(dtype for dtype in _TYPE_NAMES if dtype.is_floating_point)
+"""What the weights of a model may be in; fewer than torch knows."""
+
+
 def stream_weights(
     layout: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], path: Path, metadata: Mapping[str, str]
 ) -> None:
@@ -156,6 +126,8 @@ def stream_weights(
     end = 0
     for name, tensor in layout.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
+        if tensor.dtype not in _TYPE_NAMES:
+            raise FormatError(f"{name} is of the type {tensor.dtype}", ", ".join(_TYPE_NAMES.values()), "Convert it.")
         kind = _TYPE_NAMES[tensor.dtype]
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
@@ -183,6 +155,27 @@ def types_in_words(tensors: Mapping[str, Tensor]) -> str:
     return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
 
 
+def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise FormatError, calling their file `name`, where a weight is NaN or infinite. All of them are read."""
+    for key, tensor in tensors.items():
+        if tensor.dtype in WEIGHT_TYPES and not _is_finite(tensor):
+            raise FormatError(
+                f"{name} holds numbers in {key} that are NaN or infinite",
+                "finite weights",
+                "Its pictures would be black. Get the file again, or an earlier checkpoint of the training.",
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Without a copy of the tensor: its least and its greatest are finite where all are. Types of eight bits cannot be
+    compared."""
+    if not tensor.numel():
+        return True
+    if tensor.element_size() == 1:
+        return bool(torch.isfinite(tensor.to(torch.float16)).all())
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
+
+
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """A short name for weights, from the names, shapes and first numbers of all tensors: a few kilobytes are read of
     each, so a large model takes no time."""
@@ -194,6 +187,11 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()[:16]
 
 
+def unwrapped_name(name: str) -> str:
+    """A tensor's name in the module that was wrapped."""
+    return _WRAPPERS.sub(r"\1", name)
+
+
 _WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
 
 
@@ -201,7 +199,7 @@ def _unwrapped(tensors: Weights, name: str) -> Weights:
     """The same tensors under the names they have in the module that was wrapped."""
     bare: Weights = {}
     for key, tensor in tensors.items():
-        own = _WRAPPERS.sub(r"\1", key)
+        own = unwrapped_name(key)
         if own in bare:
             raise FormatError(
                 f"{name} holds {own} twice, wrapped and unwrapped", "one model", "Save the one you mean on its own."
@@ -210,49 +208,8 @@ def _unwrapped(tensors: Weights, name: str) -> Weights:
     return bare
 
 
-_LONGEST_HEADER = 100_000_000
-"""Bytes; a longer one the library does not read either."""
-
-
-def _check_header(path: Path, size: int) -> None:
-    """Raise FormatError where a safetensors file's header is damaged, or the file ends before its header says."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _LONGEST_HEADER:
-            raise FormatError(
-                f"{path.name} looks like a safetensors file but its header would be {length:,} bytes long",
-                f"at most {_LONGEST_HEADER:,}",
-                _DOWNLOAD_AGAIN,
-            )
-        if 8 + length > size:
-            raise _truncated(path, size, f"at least {8 + length:,}")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise FormatError(
-            f"{path.name} looks like a safetensors file but its header is damaged ({error})", _EXPECTED, _DOWNLOAD_AGAIN
-        ) from error
-    if 8 + length + end > size:
-        raise _truncated(path, size, f"{8 + length + end:,}")
-
-
-def _truncated(path: Path, size: int, needed: str) -> FormatError:
-    return FormatError(
-        f"{path.name} is cut short: {size:,} bytes", f"{needed} bytes, as its header says", _DOWNLOAD_AGAIN
-    )
-
-
-def _read_safetensors(path: Path, size: int) -> tuple[Weights, Metadata]:
-    _check_header(path, size)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            # get_tensor returns a view of the memory-mapped file: nothing is read from disk yet.
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise FormatError(f"{path.name} is damaged ({error})", _EXPECTED, _DOWNLOAD_AGAIN) from error
-
+_LONGEST_NAME = 1000
+"""Characters."""
 
 _TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 _NESTS = ("state_dict", "model", "module")
@@ -266,27 +223,42 @@ def _read_pickle(path: Path) -> Weights:
             "a safetensors file",
             "Get the safetensors version of this model, or update PyTorch.",
         )
-    with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
-    try:
-        # Only the zip format (PyTorch 1.6 and later) can be memory-mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise FormatError(
-            f"{path.name} is a pickle that holds Python objects or code; it was not run",
-            _EXPECTED,
-            "Get the safetensors version of this model, or convert the file where you trust it.",
-        ) from error
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # damaged bytes make torch's reader stumble in any way: KeyError, AssertionError, …
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FormatError(f"{path.name} is damaged or cut short ({reason})", _EXPECTED, _DOWNLOAD_AGAIN) from error
-    while isinstance(content, dict) and (inside := [content[k] for k in _NESTS if isinstance(content.get(k), dict)]):
+    content = read_pickle(path)
+    for _ in range(8):  # a dictionary in a pickle may hold itself
+        if not isinstance(content, dict):
+            break
+        inside = [content[nest] for nest in _NESTS if isinstance(content.get(nest), dict)]
+        if not inside:
+            break
         content = inside[0]
     tensors = {}
     if isinstance(content, dict):
         tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
-        raise FormatError(f"{path.name} holds no named tensors", _EXPECTED, "Check that this is the right file.")
+        raise FormatError(f"{path.name} holds no named tensors", WEIGHTS_EXPECTED, "Check that this is the right file.")
     return tensors
+
+
+def _checked(tensors: Weights, path: Path, size: int) -> Weights:
+    """The tensors under the names they have unwrapped, if they are what they seem: dense, in memory or in the file, and
+    no larger than it."""
+    for name, tensor in tensors.items():
+        if len(name) > _LONGEST_NAME:
+            raise FormatError(
+                f"{path.name} holds a tensor whose name is {len(name):,} characters long ({name[:40]}…)",
+                f"at most {_LONGEST_NAME:,}",
+                "Do not use this file.",
+            )
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}".replace("torch.", "")
+            raise FormatError(
+                f"{name} in {path.name} is a {kind} tensor", "ordinary, dense tensors", "Get the plain weights."
+            )
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if needed > 2 * size:  # views of one storage, as tied weights are, but more of them than any model has
+        raise FormatError(
+            f"{path.name} has {size:,} bytes, and its tensors say to have {needed:,}",
+            "no more than are in the file",
+            "Do not use this file.",
+        )
+    return _unwrapped(tensors, path.name)

@@ -96,7 +96,11 @@ _OTHERS = (
         "a diffusion transformer (Flux, SD3 or the like)",
         _OTHER_MODEL_ADVICE,
     ),
-    _Other(r"time_embed(ding)?\.cond_proj\.", "a latent consistency model", _OTHER_MODEL_ADVICE),
+    _Other(
+        r"time_embed(ding)?\.cond_proj\.",
+        "a latent consistency model that is told its guidance by a layer of its own (time_cond_proj)",
+        "Take one without that layer, by the rule lcm: Stable Diffusion 1.5 with LCM's LoRA, or both merged.",
+    ),
     _Other(
         r"(^|\.)scaled_fp8$|\.scale_(weight|input)$",
         "a UNet in scaled fp8 weights",
@@ -151,7 +155,7 @@ def identify(source: Mapping[str, Tensor] | str | Path, name: str = "this state 
         if kind == UNET_CLASS:
             return Layout("folder", "diffusers")
         if kind:
-            raise FormatError(f"The folder {path.name} is a {kind}", _EXPECTED, _OTHER_FOLDER_ADVICE)
+            raise FormatError(f"The folder {path.name} is a {str(kind)[:60]}", _EXPECTED, _OTHER_FOLDER_ADVICE)
     inside = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
     raise FormatError(
         f"The folder {path.name} has no unet/ in it (it holds: {inside})",
@@ -196,7 +200,7 @@ def _refuse(keys: Iterable[str], others: Iterable[_Other], name: str) -> None:
 
 def _refuse_other_shapes(tensors: Mapping[str, Tensor], keys: str, prefix: str, name: str) -> None:
     first = tensors.get(prefix + ("input_blocks.0.0.weight" if keys == "ldm" else "conv_in.weight"))
-    if first is not None and first.shape[1] != _LATENT_CHANNELS:
+    if first is not None and first.ndim > 1 and first.shape[1] != _LATENT_CHANNELS:
         channels = first.shape[1]
         found = _OTHER_CHANNELS.get(channels, "a UNet of another model")
         raise FormatError(
@@ -205,7 +209,7 @@ def _refuse_other_shapes(tensors: Mapping[str, Tensor], keys: str, prefix: str, 
             _OTHER_MODEL_ADVICE,
         )
     for key, tensor in tensors.items():
-        if key.startswith(prefix) and key.endswith(".attn2.to_k.weight"):
+        if key.startswith(prefix) and key.endswith(".attn2.to_k.weight") and tensor.ndim > 1:
             if tensor.shape[1] in _OTHER_TEXT_WIDTHS:
                 found = _OTHER_TEXT_WIDTHS[tensor.shape[1]]
                 raise FormatError(

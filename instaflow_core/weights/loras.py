@@ -4,7 +4,6 @@ For a UNet of Stable Diffusion 1.5's shape the loader knows kohya's names and di
 PEFT write today it leaves out, with a line in its log. The numbers stay as they are.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 
 from .diffusers_folder import read_json
-from .files import FormatError, Metadata, Weights, new_file, read_weights, write_weights
+from .files import FormatError, Metadata, Weights, check_finite, new_file, read_weights, write_weights
+from .metadata import json_entry
 
 # What a name begins with, and kohya's beginning for the model it belongs to.
 _STARTS = (
@@ -27,6 +27,7 @@ _ENDS = (
     (r"\.lora_B(\.\w+)?\.weight|[._]lora(_linear_layer)?\.up\.weight", "lora_up.weight"),
     (r"\.alpha", "alpha"),
 )
+_GET_AGAIN = "Get the LoRA again from where it came, with its adapter_config.json."
 _EXPECTED = "a LoRA of a Stable Diffusion 1.5 as diffusers or PEFT writes it"
 
 
@@ -55,10 +56,32 @@ def convert_lora(source: Path, destination: str | Path, force: bool = False) -> 
             "Use the LoRA as it is where ComfyUI's LoraLoader reads it, or merge it where it was made.",
         )
     renamed = under_kohya_names(tensors, _scales(source, metadata))
+    _check_pairs(renamed, source.name)
     if out.exists():  # it may be the source, and what is mapped of it could not be replaced on Windows
         renamed = {name: tensor.clone() for name, tensor in renamed.items()}
         tensors.clear()
     write_weights(renamed, out, {"format": "pt"} | metadata)
+
+
+def _check_pairs(tensors: Weights, name: str) -> None:
+    """Raise FormatError unless each layer has its two matrices, which fit each other."""
+    check_finite(tensors, name)
+    layers = {key.rpartition(".lora_")[0] for key in tensors if not key.endswith(".alpha")}
+    for layer in sorted(layers):
+        down, up = (tensors.get(f"{layer}.lora_{half}.weight") for half in ("down", "up"))
+        if down is None or up is None:
+            raise FormatError(
+                f"{name} has only one of the two matrices of {layer[:200]}", "both, lora_A and lora_B", _GET_AGAIN
+            )
+        shapes = tuple(down.shape), tuple(up.shape)
+        if min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1]:
+            raise FormatError(
+                f"{name} has matrices of {shapes[0]} and {shapes[1]} for {layer[:200]}",
+                "two of one rank, (rank, in) and (out, rank)",
+                _GET_AGAIN,
+            )
+    if not layers:
+        raise FormatError(f"{name} holds not one layer of a LoRA", _EXPECTED, _GET_AGAIN)
 
 
 def under_kohya_names(tensors: Weights, scales: dict[str, float]) -> Weights:
@@ -67,7 +90,13 @@ def under_kohya_names(tensors: Weights, scales: dict[str, float]) -> Weights:
     Args:
         scales: the strength it was trained for (lora_alpha), of "unet" and "te", as far as it is known.
     """
-    renamed: Weights = {name: tensor for old, tensor in tensors.items() if (name := _kohya_name(old))}
+    renamed: Weights = {}
+    for old, tensor in tensors.items():
+        name = _kohya_name(old)
+        if name in renamed:
+            raise FormatError(f"The LoRA holds {name} twice, such as under {old}", _EXPECTED, "Save one of the two.")
+        if name:
+            renamed[name] = tensor
     for name in [name for name in renamed if name.endswith(".lora_down.weight")]:
         layer = name.removesuffix(".lora_down.weight")
         alpha = scales.get("te" if layer.startswith("lora_te_") else "unet")
@@ -90,7 +119,7 @@ def _kohya_name(name: str) -> str | None:
 
 def _scales(source: Path, metadata: Metadata) -> dict[str, float]:
     """lora_alpha of "unet" and "te", as far as it is known."""
-    written = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    written = json_entry(metadata, "lora_adapter_metadata", dict, source.name)
     configs: dict[str, dict[str, Any]] = {}
     for model, name in (("unet", "unet"), ("te", "text_encoder")):
         start = f"{name}."
@@ -105,4 +134,8 @@ def _scales(source: Path, metadata: Metadata) -> dict[str, float]:
                 raise FormatError(
                     f"The LoRA {source.name} was made with {option}", _EXPECTED, "Merge it where it was made."
                 )
-    return {model: config["lora_alpha"] for model, config in configs.items() if "lora_alpha" in config}
+    scales = {model: config["lora_alpha"] for model, config in configs.items() if "lora_alpha" in config}
+    for alpha in scales.values():
+        if not isinstance(alpha, int | float) or not 0 <= alpha <= 2**20:
+            raise FormatError(f"The LoRA {source.name} says lora_alpha = {repr(alpha)[:40]}", "a number", _GET_AGAIN)
+    return scales

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from .files import FormatError, Weights
-from .layouts import VAE_ROWS, Config, Row, text_rows, unet_rows
+from .files import WEIGHT_TYPES, FormatError, Weights
+from .layouts import VAE_ROWS, Config, Row, per_level, text_rows, unet_rows
+from .limits import check_numbers
 
 # Tensors old files carry along that belong to no model here: losses, a temperature, a projection nothing uses.
 _IGNORED = {
@@ -38,29 +39,48 @@ def rows_of(part: str, config: Config) -> list[Row]:
 
     Raises FormatError where the config is incomplete or names building blocks Stable Diffusion 1.5 does not have.
     """
+    check_numbers(config, f"{_WORDS[part]} config")
     if part == "unet":
         for name, plain in _PLAIN_UNET.items():
             if config.get(name, plain) != plain:
                 raise FormatError(
-                    f"The UNet config says {name} = {config[name]!r}",
+                    f"The UNet config says {name} = {repr(config[name])[:60]}",
                     f"{plain!r}, or nothing, as in a Stable Diffusion 1.5 model",
                     "The config belongs to another kind of model: get the one that came with these weights.",
                 )
     makers: dict[str, Callable[[Config], list[Row]]] = {"unet": unet_rows, "text_encoder": text_rows}
     if part == "vae":
         kind = config.get("_class_name", "AutoencoderKL")
-        if kind not in VAE_ROWS:
+        if not isinstance(kind, str) or kind not in VAE_ROWS:
             advice = "Use the VAE the model came with."
-            raise FormatError(f"The VAE is of the class {kind}", " or ".join(VAE_ROWS), advice)
+            raise FormatError(f"The VAE is of the class {str(kind)[:60]}", " or ".join(VAE_ROWS), advice)
         makers["vae"] = VAE_ROWS[kind]
     try:
-        return makers[part](config)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        rows = makers[part](config)
+        _check_heads(part, config)
+        return rows
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:100]}"
         raise FormatError(
-            f"The {_WORDS[part]} config is incomplete or of another kind of model ({type(error).__name__}: {error})",
+            f"The {_WORDS[part]} config is incomplete or of another kind of model ({reason})",
             "the config.json of a Stable Diffusion 1.5 model",
             "Get the config from where the weights came.",
         ) from error
+
+
+def _check_heads(part: str, config: Config) -> None:
+    """Raise ValueError where a layer cannot be divided among its heads: no tensor's shape shows how many there are."""
+    if part == "vae":
+        return
+    if part == "unet":
+        widths = list(config["block_out_channels"])
+        # diffusers' `attention_head_dim` is, for old models' sake, the number of heads.
+        heads = per_level(config.get("num_attention_heads") or config.get("attention_head_dim", 8), len(widths))
+    else:
+        widths, heads = [config["hidden_size"]], [config["num_attention_heads"]]
+    for width, count in zip(widths, heads, strict=True):
+        if width % count:
+            raise ValueError(f"{count} heads for {width} channels")
 
 
 def match(part: str, tensors: Mapping[str, Tensor], rows: list[Row], keys: str, name: str = "this model") -> Weights:
@@ -73,7 +93,7 @@ def match(part: str, tensors: Mapping[str, Tensor], rows: list[Row], keys: str, 
     Raises FormatError where a tensor is missing, has another shape, or belongs to no model of this config.
     """
     named: dict[str, Tensor] = {}
-    missing, wrong = [], []
+    missing, wrong, whole_numbers = [], [], []
     known = set()
     for row in rows:
         key, shape = (row.ldm, row.ldm_shape) if keys == "ldm" else (row.diffusers, row.shape)
@@ -83,16 +103,23 @@ def match(part: str, tensors: Mapping[str, Tensor], rows: list[Row], keys: str, 
                 missing.append(key)
         elif tuple(tensors[key].shape) != shape and not row.optional:
             wrong.append(f"{key} has shape {tuple(tensors[key].shape)}, not {shape}")
+        elif not (tensors[key].dtype in WEIGHT_TYPES or row.optional):
+            whole_numbers.append(f"{key} is {str(tensors[key].dtype).removeprefix('torch.')}")
         elif row.shape != row.ldm_shape:
             named[row.diffusers] = tensors[key].reshape(row.shape)
         else:
             named[row.diffusers] = tensors[key]
     ignored = re.compile(_IGNORED.get(part, r"(?!)"))
     unknown = [key for key in tensors if key not in known and not ignored.search(key)]
-    problems = {"missing": missing, "of another shape": wrong, "not part of such a model": unknown}
-    if missing or wrong or unknown:
+    problems = {
+        "missing": missing,
+        "of another shape": wrong,
+        "of a type that no weights have": whole_numbers,
+        "not part of such a model": unknown,
+    }
+    if any(problems.values()):
         listed = "; ".join(
-            f"{len(found)} {what}: {', '.join(found[:3])}{', …' if len(found) > 3 else ''}"
+            f"{len(found)} {what}: {', '.join(text[:200] for text in found[:3])}{', …' if len(found) > 3 else ''}"
             for what, found in problems.items()
             if found
         )

@@ -4,12 +4,14 @@ Weights do not show what a UNet predicts: those of an InstaFlow have the names a
 `said_in_file` and `said_in_folder` find who says it; where nobody does, the reader assumes and writes down that it did.
 """
 
-import json
+import math
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .bounded_json import Kind, parse
 from .diffusers_folder import read_json
 from .files import FormatError, Metadata
 
@@ -20,6 +22,14 @@ ASSUMED_KEY = "instaflow.prediction_assumed"
 ZERO_SNR_KEY = "instaflow.zero_terminal_snr"
 """Is "true" where the UNet was trained on a noise schedule rescaled to end in nothing but noise (Lin et al. 2024)."""
 
+RULE_KEY = "instaflow.rule"
+"""The row of `rules` that a few-step model is sampled by."""
+RULE_ASSUMED_KEY = "instaflow.rule_assumed"
+"""Stands beside it where only a name says so."""
+
+RELEASED_LICENCE = "CC-BY-NC-4.0"
+"""Of the weights that the authors of InstaFlow have released."""
+
 PREDICTIONS = ("velocity", "epsilon", "v")
 """What a checkpoint's UNet predicts: data minus noise, the noise, or v (Salimans and Ho 2022)."""
 NOISE_MINUS_DATA = "noise-minus-data"
@@ -27,7 +37,8 @@ NOISE_MINUS_DATA = "noise-minus-data"
 SAYABLE = ("epsilon", "v", "velocity", NOISE_MINUS_DATA)
 """What a person may say a source predicts."""
 
-# Words for it in modelspec.prediction_type and in diffusers' schedulers, whose flow_prediction is noise minus data.
+# Words for it in modelspec.prediction_type and in diffusers' schedulers, whose flow_prediction is noise minus data, and
+# in PeRFlow's, whose windows are made of noise.
 _WORDS = {
     "epsilon": "epsilon",
     "eps": "epsilon",
@@ -36,8 +47,12 @@ _WORDS = {
     "v-prediction": "v",
     "velocity": "velocity",
     "flow_prediction": NOISE_MINUS_DATA,
+    "diff_eps": "epsilon",
+    "ddim_eps": "epsilon",
     NOISE_MINUS_DATA: NOISE_MINUS_DATA,
 }
+LARGEST_SIDE = 16384
+"""Of pictures, in pixels, that a checkpoint may say it was made for."""
 _FLOW_PIPELINES = ("RectifiedFlowPipeline", "InstaFlowPipeline")
 # Buffers of a diffusion model's noise schedule, which training code saves along with the weights.
 _SCHEDULE_BUFFERS = ("alphas_cumprod", "betas")
@@ -92,8 +107,9 @@ def said_in_folder(root: Path, metadata: Metadata) -> Said | None:
     scheduler = root / "scheduler" / "scheduler_config.json"
     config = read_json(scheduler) if scheduler.is_file() else None
     if config is not None:
-        if str(config.get("_class_name", "")).startswith("FlowMatch"):
-            return Said(NOISE_MINUS_DATA, f"scheduler_config.json, which names a {config['_class_name']}")
+        kind = config.get("_class_name", "")
+        if isinstance(kind, str) and kind.startswith("FlowMatch"):
+            return Said(NOISE_MINUS_DATA, f"scheduler_config.json, which names a {kind[:100]}")
         if "prediction_type" in config:
             word = config["prediction_type"]
             return Said(_known(word, f"The scheduler of {root.name}"), "prediction_type in scheduler_config.json")
@@ -113,8 +129,8 @@ def described_by_folder(root: Path) -> Metadata:
     """The stage and the licence of a released folder, which says nothing of itself but in its pipeline and name."""
     if _pipeline(root) not in _FLOW_PIPELINES:
         return {}
-    described = {"instaflow.license": "CC-BY-NC-4.0"}
-    names = " ".join(_names(root)).lower()
+    described = {"instaflow.license": RELEASED_LICENCE}
+    names = " ".join(names_of(root)).lower()
     stage = next((stage for name, stage in _STAGES_BY_NAME if name in names), None)
     return described | ({"instaflow.stage": stage} if stage else {})
 
@@ -124,34 +140,46 @@ def own_metadata(header: Metadata) -> Metadata:
     return {key: value for key, value in header.items() if key.startswith(("instaflow.", "modelspec."))}
 
 
-def parse_json(text: str, key: str, name: str) -> Any:
-    """The JSON in an entry of `name`'s metadata; FormatError where it is none."""
+def json_entry(metadata: Metadata, key: str, kind: type[Kind], name: str) -> Kind:
+    """The JSON object or list in an entry of `name`'s metadata, empty where there is no such entry; FormatError where
+    it is none."""
+    text = metadata.get(key)
+    if text is None:
+        return kind()
     try:
-        return json.loads(text)
+        return parse(text, kind)
     except ValueError as error:
-        raise _damaged(name, key, text, "JSON") from error
+        kinds = {dict: "a JSON object", list: "a JSON list"}
+        raise _damaged(name, key, f"{text[:40]!r}, which {error}", kinds[kind]) from error
 
 
 def check_metadata(metadata: Metadata, name: str) -> None:
     """Raise FormatError where a value that is read later is not what it should be."""
     prediction = metadata.get("instaflow.prediction", "velocity")
     if prediction not in PREDICTIONS:
-        raise _damaged(name, "instaflow.prediction", prediction, "velocity, epsilon or v")
-    for key, kind in (("instaflow.native_size", int), ("instaflow.guidance", float)):
-        try:
-            kind(metadata.get(key, "1"))
-        except ValueError as error:
-            raise _damaged(name, key, metadata[key], "a number") from error
+        raise _damaged(name, "instaflow.prediction", repr(prediction[:40]), "velocity, epsilon or v")
+    size = metadata.get("instaflow.native_size", "512")
+    if not re.fullmatch("[0-9]{1,5}", size) or not 8 <= int(size) <= LARGEST_SIDE:
+        raise _damaged(
+            name, "instaflow.native_size", repr(size[:40]), f"a number from 8 to {LARGEST_SIDE:,}, in pixels"
+        )
+    guidance = metadata.get("instaflow.guidance", "1")
+    try:
+        number = float(guidance)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1000:
+        raise _damaged(name, "instaflow.guidance", repr(guidance[:40]), "a number from 0 to 1,000; 1 is none")
 
 
-def _damaged(name: str, key: str, value: str, expected: str) -> FormatError:
-    return FormatError(f"The metadata {key} of {name} is {value[:40]!r}", expected, "Get the file again.")
+def _damaged(name: str, key: str, found: str, expected: str) -> FormatError:
+    return FormatError(f"The metadata {key} of {name} is {found}", expected, "Get the file again.")
 
 
 def _known(word: Any, where: str) -> str:
-    if word not in _WORDS:
+    if not isinstance(word, str) or word not in _WORDS:
         raise FormatError(
-            f"{where} predicts {word!r}",
+            f"{where} predicts {repr(word)[:60]}",
             "epsilon, v or velocity",
             "Where you know better, say what it predicts with --prediction; else load it with the host's own loader.",
         )
@@ -160,10 +188,10 @@ def _known(word: Any, where: str) -> str:
 
 def _pipeline(root: Path) -> str:
     index = root / "model_index.json"
-    return str(read_json(index).get("_class_name", "")) if index.is_file() else ""
+    return str(read_json(index).get("_class_name", ""))[:100] if index.is_file() else ""
 
 
-def _names(root: Path) -> list[str]:
+def names_of(root: Path) -> list[str]:
     """What a folder is called: by the path given, by where a link leads, and by the repository in a hub cache
     (models--OWNER--NAME/snapshots/HASH)."""
     paths = (root.absolute(), root.resolve())

@@ -1,7 +1,8 @@
 """A checkpoint's models out of whatever they are kept in: a single file, a bare UNet, or a diffusers folder.
 
 Every model comes out under its diffusers names, whole, and with a config: from the metadata or the config.json, else
-read off the shapes. What the UNet predicts comes from the caller, else from what the source says, else it is assumed.
+read off the shapes. What the UNet predicts comes from the caller, else from what the source says, else from the row it
+is found to be of, else it is assumed.
 """
 
 import json
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .configs import infer_text_config, infer_unet_config, infer_vae_config
 from .diffusers_folder import pipeline_folder, read_part
-from .files import Config, Metadata, Weights, read_weights, sibling
+from .files import Config, FormatError, Metadata, Weights, read_weights, sibling
 from .identify import Layout, identify
 from .layouts import OLD_VAE_ATTENTION, PARTS, PREFIXES
 from .matching import match, rows_of, text_name, with_text_prefix
@@ -21,19 +22,21 @@ from .metadata import (
     ASSUMED_KEY,
     CONFIG_KEYS,
     NOISE_MINUS_DATA,
-    SAYABLE,
     ZERO_SNR_KEY,
     Said,
     check_metadata,
     described_by_folder,
+    json_entry,
     own_metadata,
-    parse_json,
     said_in_file,
     said_in_folder,
     zero_snr_in_folder,
 )
+from .rows import CALLER, Found, Told, found_in_file, found_in_folder, settle_rule, told
 
 Parts = dict[str, tuple[Weights, Config]]
+
+_GET_AGAIN = "Get the file again from where it came."
 
 # Two numbers the host's TAESD has beside its weights; no diffusers model has them.
 _HOST_SCALE_KEYS = ("vae_scale", "vae_shift")
@@ -54,27 +57,41 @@ class Source:
     said_by: str
 
 
-def read_source(path: Path, prediction: str | None = None) -> Source:
+def read_source(path: Path, prediction: str | None = None, rule: str | None = None) -> Source:
     """Read a file or a folder.
 
     Args:
         prediction: one of SAYABLE, whatever the source says; None takes the source's word.
+        rule: the name of the row of `rules` it is sampled by; None takes what is found.
 
     Raises:
-        FormatError: it is not a whole model of Stable Diffusion 1.5's kind.
-        ValueError: there is no such prediction.
+        FormatError: it is not a whole model of Stable Diffusion 1.5's kind, or not one for that rule.
+        ValueError: there is no such prediction or rule, or they contradict each other.
     """
-    if prediction is not None and prediction not in SAYABLE:
-        raise ValueError(f"Unknown prediction {prediction!r}; expected one of {', '.join(SAYABLE)}.")
-    given = None if prediction is None else Said(prediction, "the caller")
-    return _read_folder(path, given) if path.is_dir() else _read_file(path, given)
+    caller = told(prediction, rule)
+    return _read_folder(path, caller) if path.is_dir() else _read_file(path, caller)
 
 
-def _settled(parts: Parts, metadata: Metadata, layout: Layout, said: Said | None, zero_snr: bool, name: str) -> Source:
-    """The source with its prediction in the metadata, and as this pack counts a velocity: data minus noise.
+def _by_caller(caller: Told) -> Said | None:
+    return Said(caller.prediction, CALLER) if caller.prediction else None
 
+
+def _settled(
+    parts: Parts,
+    metadata: Metadata,
+    layout: Layout,
+    caller: Told,
+    said: Said | None,
+    found: Found | None,
+    zero_snr: bool,
+    name: str,
+) -> Source:
+    """The source with rule and prediction in its metadata, and as this pack counts a velocity: data minus noise.
+
+    said, found: what the caller or the source says that the UNet predicts, and the row that the source is of.
     zero_snr: whether it says that its noise schedule ends in zero terminal SNR.
     """
+    said = settle_rule(metadata, caller, said, found, zero_snr, name)
     if zero_snr:
         metadata[ZERO_SNR_KEY] = "true"
     if said is None:
@@ -101,23 +118,30 @@ def _negated(unet: Weights) -> Weights:
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, given: Said | None) -> Source:
+def _read_file(path: Path, caller: Told) -> Source:
     tensors, header = read_weights(path)
     layout = identify(tensors, path.name)
     metadata = own_metadata(header)
-    said = given or said_in_file(tensors, metadata, path.name)
+    said = _by_caller(caller) or said_in_file(tensors, metadata, path.name)
     parts: Parts = {"unet": _part("unet", _under(tensors, layout.unet_prefix), metadata, path.name, layout.unet_keys)}
     if layout.text_prefix is not None:
         parts["text_encoder"] = _part("text_encoder", _under(tensors, layout.text_prefix), metadata, path.name)
     if layout.vae_prefix is not None:
         parts["vae"] = _part("vae", _under(tensors, layout.vae_prefix), metadata, path.name)
-    for name in parse_json(metadata.pop("instaflow.shared", "[]"), "instaflow.shared", path.name):
+    shared_names = json_entry(metadata, "instaflow.shared", list, path.name)
+    metadata.pop("instaflow.shared", None)
+    if not all(isinstance(name, str) for name in shared_names) or len(shared_names) > len(PARTS):
+        raise FormatError(
+            f"instaflow.shared in {path.name} is no list of files", "names of files beside it", _GET_AGAIN
+        )
+    for name in shared_names:
         shared, shared_header = read_weights(sibling(path, name))
         for part in ("text_encoder", "vae"):
             inside = _under(shared, PREFIXES[part])
             if inside and part not in parts:
                 parts[part] = _part(part, inside, own_metadata(shared_header), name)
-    return _settled(parts, metadata, layout, said, "ztsnr" in tensors, path.name)
+    zero_snr = "ztsnr" in tensors
+    return _settled(parts, metadata, layout, caller, said, found_in_file(path), zero_snr, path.name)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> Weights:
@@ -131,7 +155,7 @@ def _part(part: str, tensors: Weights, metadata: Metadata, name: str, keys: str 
     if part == "vae":
         tensors = {key: tensor for key, tensor in tensors.items() if key not in _HOST_SCALE_KEYS}
     if CONFIG_KEYS[part] in metadata:
-        config = parse_json(metadata[CONFIG_KEYS[part]], CONFIG_KEYS[part], name)
+        config = json_entry(metadata, CONFIG_KEYS[part], dict, name)
     else:
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         infer = {"text_encoder": infer_text_config, "vae": infer_vae_config}
@@ -148,7 +172,7 @@ def _matched(part: str, tensors: Weights, config: Config, keys: str, name: str) 
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def _read_folder(path: Path, given: Said | None) -> Source:
+def _read_folder(path: Path, caller: Told) -> Source:
     layout = identify(path)
     root = pipeline_folder(path)
     wanted = {"unet": "", "text_encoder": layout.text_prefix, "vae": layout.vae_prefix}
@@ -166,12 +190,13 @@ def _read_folder(path: Path, given: Said | None) -> Source:
             renamed[part] = {new: old for old, new in names.items() if old != new}
         tensors = {names[key]: tensor for key, tensor in tensors.items()}
         parts[part] = _matched(part, tensors, config, "diffusers", root.name)
-    said = given or said_in_folder(root, metadata)
+    said = _by_caller(caller) or said_in_folder(root, metadata)
     if "instaflow.format" not in metadata:
         metadata |= described_by_folder(root)
     if renamed:
         metadata["instaflow.renamed"] = json.dumps(renamed)
-    return _settled(parts, metadata, layout, said, zero_snr_in_folder(root), root.name)
+    zero_snr = zero_snr_in_folder(root)
+    return _settled(parts, metadata, layout, caller, said, found_in_folder(root), zero_snr, root.name)
 
 
 def _current_names(part: str, tensors: Weights) -> dict[str, str]:

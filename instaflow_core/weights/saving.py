@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .diffusers_folder import write_folder
+from .diffusers_folder import check_texts, write_folder
+from .errors import FormatError
 from .files import Config, Metadata, Weights, read_weights, sibling, write_weights
 from .layouts import LATENT_SCALE, PARTS, PREFIXES, VAE_PREFIX
 from .matching import match, rows_of, to_ldm
-from .metadata import CONFIG_KEYS
+from .metadata import CONFIG_KEYS, json_entry
 
 _TITLES = {"one-step": "InstaFlow", "2-rectified-flow": "2-Rectified Flow", "teacher": "diffusion teacher"}
 
@@ -24,7 +25,7 @@ def describe(checkpoint: Checkpoint) -> Metadata:
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
         "modelspec.implementation": "https://github.com/gnobitab/InstaFlow",
-        "modelspec.title": _TITLES.get(stage, "InstaFlow"),
+        "modelspec.title": _TITLES.get(stage) or (checkpoint.rule.model if checkpoint.rule else "InstaFlow"),
         **checkpoint.metadata,
         "modelspec.resolution": f"{size}x{size}",
         "modelspec.prediction_type": checkpoint.prediction,
@@ -138,14 +139,22 @@ def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | N
     A checkpoint that `convert` made from a folder gives that folder's configs, tokenizer files and tensor names back.
     """
     checkpoint.let_go_of(Path(path))
-    renamed = json.loads(checkpoint.metadata.get("instaflow.renamed", "{}"))
-    texts = json.loads(checkpoint.metadata.get("instaflow.folder", "{}"))
+    source = "the checkpoint" if checkpoint.source is None else checkpoint.source.name
+    renamed = json_entry(checkpoint.metadata, "instaflow.renamed", dict, source)
+    texts = json_entry(checkpoint.metadata, "instaflow.folder", dict, source)
+    check_texts(texts, source)
     parts = {}
     for part in PARTS:
         held = checkpoint.part(part)
         if held:
-            names = renamed.get(part, {})
-            tensors = {names.get(name, name): tensor for name, tensor in cast(held[0], dtype).items()}
+            names = renamed[part] if isinstance(renamed.get(part), dict) else {}
+            tensors = {str(names.get(name, name)): tensor for name, tensor in cast(held[0], dtype).items()}
+            if len(tensors) < len(held[0]):
+                raise FormatError(
+                    f"instaflow.renamed in {source} gives two tensors one name",
+                    "a name for each",
+                    "Do not use this file.",
+                )
             parts[part] = tensors, held[1]
     left_out = ("instaflow.folder", "instaflow.renamed", *CONFIG_KEYS.values())
     metadata = {key: value for key, value in describe(checkpoint).items() if key not in left_out}
@@ -155,6 +164,8 @@ def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | N
         scheduler["prediction_type"] = "v_prediction"
     if checkpoint.zero_snr:
         scheduler |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if checkpoint.rule and checkpoint.rule.diffusion:
+        scheduler |= checkpoint.rule.scheduler
     vae_class = (checkpoint.vae_config or {}).get("_class_name", "AutoencoderKL")
     index = {
         "_class_name": "RectifiedFlowPipeline" if checkpoint.is_flow else "StableDiffusionPipeline",

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from .compatibility import call_supported
 from .configs import check_config, unet_config, vae_config
+from .few_step import FewStepSampling
 from .model_sampling import InstaFlowSampling
+from .perflow import perflow_of
 
 if TYPE_CHECKING:
     from ...instaflow_core.weights.checkpoint import Checkpoint
@@ -53,7 +55,8 @@ METADATA = "instaflow"
 
 
 def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool = False) -> Any:
-    """A host MODEL from a checkpoint: a flow where it predicts velocity, else an ordinary model of noise or of v.
+    """A host MODEL from a checkpoint: a flow where it predicts velocity, else sampled by its row of `rules`, else an
+    ordinary model of noise or of v.
 
     Args:
         weight_dtype: a key of WEIGHT_DTYPES.
@@ -62,9 +65,11 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     Raises:
         FormatError: the weights do not fill the UNet their configuration describes.
     """
+    from ...instaflow_core.weights.files import check_finite
     from ...instaflow_core.weights.matching import rows_of, to_ldm
     from ...instaflow_core.weights.saving import described_part
 
+    check_finite(checkpoint.unet, _name(checkpoint))
     weights = to_ldm(checkpoint.unet, rows_of("unet", checkpoint.unet_config), "")
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
@@ -83,6 +88,9 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     model = config.get_model(weights, "").to(offload_device)
     if checkpoint.is_flow:
         model.model_sampling = InstaFlowSampling(checkpoint.stage)
+    elif checkpoint.rule:
+        rule = checkpoint.rule
+        model.model_sampling = FewStepSampling(rule, rule.diffusion) if rule.diffusion else perflow_of(rule)
     _check_keys("UNet", weights, model.diffusion_model)
     patcher = _patcher_class(disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
     assign = patcher.is_dynamic() if hasattr(patcher, "is_dynamic") else False
@@ -99,11 +107,13 @@ def build_clip(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool 
     Raises:
         FormatError: the checkpoint has no text encoder, or not the one its configuration describes.
     """
+    from ...instaflow_core.weights.files import check_finite
     from ...instaflow_core.weights.saving import described_part
 
     if checkpoint.text_encoder is None or checkpoint.text_config is None:
         raise _without("text encoder")
     check_config("text encoder", checkpoint.text_config)
+    check_finite(checkpoint.text_encoder, _name(checkpoint))
     width = checkpoint.text_config["hidden_size"]
     encoder = partial(
         comfy.sd1_clip.SDClipModel,
@@ -139,12 +149,14 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     Raises:
         FormatError: the checkpoint has no VAE, or not the one its configuration describes.
     """
+    from ...instaflow_core.weights.files import check_finite
     from ...instaflow_core.weights.layouts import LATENT_SCALE
     from ...instaflow_core.weights.matching import rows_of, to_ldm
     from ...instaflow_core.weights.saving import described_part
 
     if checkpoint.vae is None or checkpoint.vae_config is None:
         raise _without("VAE")
+    check_finite(checkpoint.vae, _name(checkpoint))
     weights = to_ldm(checkpoint.vae, rows_of("vae", checkpoint.vae_config), "")
     if checkpoint.vae_config["_class_name"] == "AutoencoderTiny":
         # Its latents are as the UNet takes them; the host hands a VAE latents divided by SD's scale.
@@ -156,6 +168,10 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     return vae
 
 
+def _name(checkpoint: Checkpoint) -> str:
+    return "this checkpoint" if checkpoint.source is None else checkpoint.source.name
+
+
 def predictions() -> tuple[str, ...]:
     """What a user may say that a UNet predicts, instead of what its file says."""
     from ...instaflow_core.weights.metadata import SAYABLE
@@ -163,11 +179,26 @@ def predictions() -> tuple[str, ...]:
     return SAYABLE
 
 
-def _read(source: str, prediction: str | None) -> Checkpoint:
-    """A checkpoint; where nothing in it says what its UNet predicts, the host's log says what was assumed."""
+def rules() -> tuple[str, ...]:
+    """The names of the rows that a user may say a model is sampled by."""
+    from ...instaflow_core.rules import RULES
+
+    return tuple(RULES)
+
+
+def _read(source: str, prediction: str | None, rule: str | None) -> Checkpoint:
+    """A checkpoint; where nothing in it says what its UNet predicts or what its rule is, the host's log says what was
+    assumed."""
     from ...instaflow_core.weights.checkpoint import load
 
-    checkpoint = load(source, prediction)
+    checkpoint = load(source, prediction, rule)
+    if checkpoint.rule_is_assumed and checkpoint.rule:
+        _log.warning(
+            "InstaFlow: %s is taken for a model of the rule %s, by what it is called. If it is another, say so at the "
+            "loader's `rule`, or say at `prediction` what it predicts.",
+            os.path.basename(source),
+            checkpoint.rule.name,
+        )
     if checkpoint.prediction_is_assumed:
         _log.warning(
             "InstaFlow: nothing in %s says what its UNet predicts; %s (data minus noise) is assumed. If it is another, "
@@ -178,14 +209,21 @@ def _read(source: str, prediction: str | None) -> Checkpoint:
     return checkpoint
 
 
-def load_model(source: str, weight_dtype: str, prediction: str | None = None, disable_dynamic: bool = False) -> Any:
+def load_model(
+    source: str,
+    weight_dtype: str,
+    prediction: str | None = None,
+    rule: str | None = None,
+    disable_dynamic: bool = False,
+) -> Any:
     """Read a checkpoint and build its MODEL. The host calls it again where it needs a fresh copy of the weights.
 
     Args:
         prediction: one of `predictions`, whatever the checkpoint says itself; None takes its word.
+        rule: one of `rules`; None takes what is found.
     """
-    model = build_model(_read(source, prediction), weight_dtype, disable_dynamic)
-    return _reloadable(model, load_model, source, weight_dtype, prediction)
+    model = build_model(_read(source, prediction, rule), weight_dtype, disable_dynamic)
+    return _reloadable(model, load_model, source, weight_dtype, prediction, rule)
 
 
 def load_clip_patcher(source: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
@@ -202,21 +240,30 @@ def load_vae_patcher(source: str, weight_dtype: str, disable_dynamic: bool = Fal
     return build_vae(load(source), weight_dtype).patcher
 
 
-def load_all(source: str, weight_dtype: str, prediction: str | None = None) -> tuple[Any, Any, Any]:
+def load_all(
+    source: str, weight_dtype: str, prediction: str | None = None, rule: str | None = None
+) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of a checkpoint.
 
     Args:
         source: a built-in name, a file or a diffusers folder.
-        prediction: as in `load_model`.
+        prediction, rule: as in `load_model`.
 
     Raises:
         FormatError: the checkpoint cannot be used, or lacks its text encoder or VAE.
     """
-    checkpoint = _read(source, prediction)
-    clip, vae = build_clip(checkpoint, weight_dtype), build_vae(checkpoint, weight_dtype)
+    checkpoint = _read(source, prediction, rule)
+    for part, words in (("text_encoder", "text encoder"), ("vae", "VAE")):
+        if checkpoint.part(part) is None:
+            raise _without(words)
+    # The largest first, and each let go of before the next: what is read of a file counts as memory while it is mapped.
+    model = _reloadable(build_model(checkpoint, weight_dtype), load_model, source, weight_dtype, prediction, rule)
+    checkpoint.unet.clear()
+    clip = build_clip(checkpoint, weight_dtype)
     _reloadable(clip.patcher, load_clip_patcher, source, weight_dtype)
+    checkpoint.text_encoder = None
+    vae = build_vae(checkpoint, weight_dtype)
     _reloadable(vae.patcher, load_vae_patcher, source, weight_dtype)
-    model = _reloadable(build_model(checkpoint, weight_dtype), load_model, source, weight_dtype, prediction)
     return model, clip, vae
 
 
@@ -261,7 +308,7 @@ def _patcher_class(disable_dynamic: bool) -> Any:
     """What the host wraps a model in; newer hosts decide when they start whether it uses dynamic VRAM."""
     if disable_dynamic:
         return comfy.model_patcher.ModelPatcher
-    return getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return vars(comfy.model_patcher).get("CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
 
 def _reloadable(patcher: Any, loader: Callable[..., Any], *arguments: Any) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import folder_paths
 
@@ -25,12 +25,12 @@ def checkpoint_names() -> list[str]:
     Only names: the host asks for them on every page load, and a file that cannot be reached, such as a link to a drive
     that is not there, is nobody's trouble until it is chosen.
     """
-    return _unique(_built_in(), folder_paths.get_filename_list("checkpoints"), _diffusers_folders())
+    return _unique(_built_in(), listed_files("checkpoints"), _diffusers_folders())
 
 
 def unet_names() -> list[str]:
     """The choices of InstaFlowLoadUNet: built-in names, files of models/diffusion_models, UNets of models/diffusers."""
-    return _unique(_built_in(), folder_paths.get_filename_list("diffusion_models"), _unet_folders())
+    return _unique(_built_in(), listed_files("diffusion_models"), _unet_folders())
 
 
 def checkpoint_source(name: str) -> str:
@@ -47,6 +47,14 @@ def unet_source(name: str) -> str:
     """What a choice of InstaFlowLoadUNet stands for. Raises as `checkpoint_source`."""
     folders = "the built-in models, models/diffusion_models and models/diffusers"
     return _source(name, "diffusion_models", _unet_folders, folders)
+
+
+def listable(names: Iterable[str]) -> list[str]:
+    """Those of the names that a browser may be given to list.
+
+    The page of hosts up to 0.3.75 puts a choice into its menu as HTML, where a file called <img onerror=...> would run.
+    """
+    return [name for name in names if "<" not in name]
 
 
 def modified(source: str) -> list[tuple[str, int, int]]:
@@ -70,7 +78,7 @@ def _source(name: str, files: str, folders: Callable[[], dict[str, str]], looked
     """Hosts up to 0.3.75 do not check a choice, and prompts come over the network: only what is listed is opened."""
     if name in _built_in():
         return name
-    listed = name in folder_paths.get_filename_list(files)
+    listed = name in listed_files(files)
     if listed:
         path = folder_paths.get_full_path(files, name)
     else:  # looked through only now: the host asks before each prompt whether a checkpoint has changed
@@ -84,7 +92,7 @@ def _source(name: str, files: str, folders: Callable[[], dict[str, str]], looked
             "drive that is gone. Bring it back, or choose another."
         )
     raise ValueError(
-        f"There is no checkpoint {name!r}. It was looked for in {looked_in}. "
+        f"There is no checkpoint {name!r}. It was looked for in {looked_in}; names with < in them are left out. "
         "Put it there, refresh the page (R) and choose it again."
     )
 
@@ -93,6 +101,19 @@ def _built_in() -> list[str]:
     from ...instaflow_core.weights.checkpoint import BUILT_IN
 
     return list(BUILT_IN)
+
+
+def listed_files(kind: str) -> list[str]:
+    """The files in the model folders of a kind, as far as they are listable.
+
+    The host keeps its list, and asks the folders in it for their dates: where one is gone, as with the drive that a
+    link leads to, it raises, and then the folders are looked through anew.
+    """
+    try:
+        names = folder_paths.get_filename_list(kind)
+    except OSError:
+        names = folder_paths.get_filename_list_(kind)[0]
+    return listable(names)
 
 
 def _unique(*names: list[str] | dict[str, str]) -> list[str]:
@@ -141,18 +162,21 @@ def _folders() -> tuple[dict[str, str], dict[str, str]]:
             # What lies inside belongs to it; in models/diffusers itself that is only what has a part's name.
             inner = set(folders if path != root and found is not None else _PARTS if found is pipelines else ())
             folders[:] = sorted(folder for folder in folders if not folder.startswith(".") and folder not in inner)
-    return pipelines, unets
+    return _listable(pipelines), _listable(unets)
+
+
+def _listable(folders: dict[str, str]) -> dict[str, str]:
+    return {name: folders[name] for name in listable(folders)}
 
 
 def _says_unet(config: str) -> bool:
     """Whether a config.json is a UNet's. One that cannot be read is taken for one: what is wrong is said to who chooses
     it, and to nobody else."""
-    from ...instaflow_core.weights.diffusers_folder import UNET_CLASS
+    from ...instaflow_core.weights.diffusers_folder import UNET_CLASS, read_json
 
     try:
-        with open(config, encoding="utf-8") as file:
-            return json.load(file).get("_class_name") == UNET_CLASS
-    except (OSError, ValueError, AttributeError):
+        return read_json(Path(config)).get("_class_name") == UNET_CLASS
+    except (OSError, ValueError):
         return True
 
 

@@ -50,6 +50,10 @@ class InstaFlowSampling(FlowSampling):
         super().__init__()
         self.stage = stage
 
+    def steps(self, steps: int, denoise: float) -> Tensor:
+        """As `uniform_sigmas`."""
+        return uniform_sigmas(steps, denoise)
+
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
         return convention.denoised_from_velocity(model_input, model_output, sigma)
 
@@ -87,13 +91,15 @@ def as_instaflow(model: Any) -> Any:
 
 
 def check_sd15(
-    model: Any, advice: str = "Connect a Stable Diffusion 1.5 MODEL that holds InstaFlow's weights."
+    model: Any,
+    advice: str = "Connect a Stable Diffusion 1.5 MODEL that holds InstaFlow's weights.",
+    name: str = "model",
 ) -> None:
-    """Raise ValueError, with the advice, unless the MODEL has Stable Diffusion 1.5's shape, in any width."""
+    """Raise ValueError, with the advice, unless the MODEL of this input has SD1.5's shape, in any width."""
     config = model.model.model_config
     if not isinstance(config, comfy.supported_models.SD15):
         raise ValueError(
-            f"This MODEL is a {type(config).__name__}; InstaFlow has the shape of Stable Diffusion 1.5. {advice}"
+            f"`{name}` is a {type(config).__name__}; InstaFlow has the shape of Stable Diffusion 1.5. {advice}"
         )
 
 
@@ -107,7 +113,7 @@ def instaflow_sampling(model: Any) -> InstaFlowSampling:
     if not isinstance(sampling, InstaFlowSampling):
         kinds = " + ".join(kind.__name__ for kind in type(sampling).__bases__)
         raise ValueError(
-            f"This MODEL is not an InstaFlow: the host samples it as {kinds}. Load an InstaFlow with InstaFlow Load "
+            f"`model` is not an InstaFlow: the host samples it as {kinds}. Load an InstaFlow with InstaFlow Load "
             "Checkpoint, or send a MODEL that holds InstaFlow's weights through InstaFlow Model Sampling. "
             "An ordinary diffusion model, such as `built-in: shapes-teacher`, is sampled with KSampler."
         )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+ACCELERATED = "instaflow.accelerate"
+"""The key of InstaFlowAccelerate's wrappers."""
+
 # How fast a MODEL computes, not what.
-_COMPILED = ("torch.compile", "torch_compile_kwargs")
+_COMPILED = ("torch.compile", "torch_compile_kwargs", ACCELERATED)
 # What becomes of these is said otherwise: by the checkpoint's prediction, and by the type its weights are kept in.
 _SAID_OTHERWISE = ("model_sampling", "manual_cast_dtype")
 

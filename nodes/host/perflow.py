@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ...instaflow_core.flow.perflow import window_levels, window_velocity
+from ...instaflow_core.rules import Rule
+from .few_step import last_steps
 from .model_sampling import FlowSampling, check_sd15
 
 
@@ -18,11 +20,15 @@ class PeRFlowSampling(FlowSampling):
     Attributes:
         windows, prediction: as in `instaflow_core.perflow`.
         alphas_cumprod: (1000,), Stable Diffusion's schedule.
+        rule: the row of a checkpoint that is sampled so by itself; None where a node made it so.
+        stage: as in `InstaFlowSampling`.
     """
 
-    def __init__(self, windows: int, prediction: str, alphas_cumprod: Tensor) -> None:
+    stage = "few-step"
+
+    def __init__(self, windows: int, prediction: str, alphas_cumprod: Tensor, rule: Rule | None = None) -> None:
         super().__init__()
-        self.windows, self.prediction, self.alphas_cumprod = windows, prediction, alphas_cumprod
+        self.windows, self.prediction, self.alphas_cumprod, self.rule = windows, prediction, alphas_cumprod, rule
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
         level = sigma.view(sigma.shape[:1] + (1,) * (model_input.ndim - 1))
@@ -38,6 +44,24 @@ class PeRFlowSampling(FlowSampling):
             return noise
         alpha = self.alphas_cumprod[max(0, round(1000 * level) - 1)].to(noise.device)
         return alpha.sqrt() * latent_image + (1 - alpha).sqrt() * noise
+
+    def steps(self, steps: int, denoise: float) -> Tensor:
+        """The levels of so many steps, shared out to the windows, and 0; of part of the way as KSampler has it.
+
+        Returns:
+            (steps + 1,) float32; (0,) for denoise 0.
+
+        Raises:
+            ValueError: there are fewer steps than windows.
+        """
+        return last_steps(lambda count: torch.tensor(window_levels(count, self.windows)[:-1]), steps, denoise)
+
+
+def perflow_of(rule: Rule) -> PeRFlowSampling:
+    """The sampling of a row with windows."""
+    from ...instaflow_core.flow.diffusion import noise_schedule
+
+    return PeRFlowSampling(rule.windows, "diff_eps", noise_schedule().alphas_cumprod.float(), rule)
 
 
 def as_perflow(model: Any, steps: int, windows: int, prediction: str) -> tuple[Any, Tensor]:

@@ -5,6 +5,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
+_EXAMPLE_PROMPTS = "\n".join(
+    [
+        "a red circle on a white background",
+        "a yellow star on a blue background",
+        "a large green heart on a black background",
+    ]
+)
+"""What prompts are like that the built-in models draw."""
+
 
 def schema(node_id: str, *, search_aliases: list[str], **fields: Any) -> io.Schema:
     """An `io.Schema` for old and new hosts: search aliases are left out where the host does not know them."""
@@ -16,6 +25,16 @@ def schema(node_id: str, *, search_aliases: list[str], **fields: Any) -> io.Sche
 def report_output(tooltip: str) -> Any:
     """The output of what a node has found, as text."""
     return io.String.Output(display_name="report", tooltip=tooltip)
+
+
+def prompts_input() -> Any:
+    """The input `prompts`, which `training.prompts` reads."""
+    return io.String.Input(
+        "prompts",
+        multiline=True,
+        default=_EXAMPLE_PROMPTS,
+        tooltip="One prompt a line, used again as often as needed; or the name of a text file in the input folder.",
+    )
 
 
 def seed_input(name: str, tooltip: str, default: int = 0, control: bool | None = True) -> Any:

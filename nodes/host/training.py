@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
-import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import folder_paths
 import torch
 
-from . import saving
+from . import paths, saving
+from .model_files import listable
 from .patches import check_only_weights
 
 if TYPE_CHECKING:
@@ -52,19 +51,23 @@ def computing_type(model: Any) -> torch.dtype:
     return dtype
 
 
-def as_checkpoint(model: Any, clip: Any, vae: Any) -> Checkpoint:
+def as_checkpoint(model: Any, clip: Any, vae: Any, clip_of: str = "clip") -> Checkpoint:
     """Copies of the weights of MODEL and CLIP, and of VAE where it is given, every patch of weights baked in.
+
+    Args:
+        clip_of: the name of the input that the CLIP came with.
 
     Raises:
         ValueError: they carry more than weights, or as `saving.write_checkpoint`.
     """
+    from ...instaflow_core.disk import refusals_told
     from ...instaflow_core.weights.checkpoint import load
 
     check_only_weights(model, clip)
-    # An error holds the file that was read until it has been shown, and Windows does not delete that.
-    with tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory(), ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "checkpoint.safetensors"
-        saving.write_checkpoint(path, model, clip, vae)
+    with paths.temporary_folder() as folder:
+        path = folder / "checkpoint.safetensors"
+        with refusals_told(path):
+            saving.write_checkpoint(path, model, clip, vae, clip_of=clip_of)
         checkpoint = load(path)
         checkpoint.let_go_of(path)  # which goes away
     return checkpoint
@@ -103,39 +106,20 @@ def _named_file(text: str) -> str | None:
 
 
 def _prompt_file(name: str) -> str | None:
-    """The file of prompts in the input folder that a line names; None where the line is a prompt.
-
-    Workflows and prompts come from strangers: what hosts up to 0.3.75 make of a name may lie anywhere.
-    """
-    inside = name.removesuffix(" [input]")
-    if os.path.splitext(inside.partition(" [")[0])[1].lower() not in _PROMPT_ENDINGS:
+    """The file of prompts in the input folder that a line names; None where the line is a prompt."""
+    without_folder = name.removesuffix(" [input]").partition(" [")[0]
+    if os.path.splitext(without_folder)[1].lower() not in _PROMPT_ENDINGS:
         return None
-    root = os.path.realpath(folder_paths.get_input_directory())
-    path = os.path.realpath(os.path.join(root, inside))
-    elsewhere = inside.endswith(("[output]", "[temp]")) or PureWindowsPath(inside).drive
-    if elsewhere or not _is_inside(path, root):
-        raise ValueError(
-            f"The prompts are to come from {name!r}, which is not in ComfyUI's input folder. Put the file there and "
-            "give its name, or write the prompts into the node."
-        )
-    return path if os.path.isfile(path) else None
-
-
-def _is_inside(path: str, root: str) -> bool:
-    """Whether a real path lies under a real folder."""
-    try:
-        return os.path.commonpath([path, root]) == root
-    except ValueError:  # on two drives
-        return False
+    return paths.input_file(name, "prompts")
 
 
 def set_folder(name: str) -> Path:
     """Where the set of triplets of this name lies: output/instaflow/triplets/NAME."""
-    return _inside(_SETS, name)
+    return paths.output_path(_SETS, name)
 
 
 def set_names() -> list[str]:
-    """The names of the sets there are, whole or not, by whatever they were made."""
+    """The names of the sets there are, whole or not, by whatever they were made, as far as they are listable."""
     from ...instaflow_core.triplets.format import SET_FILE
 
     root, found = os.path.join(folder_paths.get_output_directory(), _SETS), []
@@ -143,14 +127,14 @@ def set_names() -> list[str]:
         if SET_FILE in files:
             found.append(os.path.relpath(path, root).replace(os.sep, "/"))
             folders.clear()
-    return sorted(found)
+    return sorted(listable(found))
 
 
 def whole_set(name: str) -> Path:
     """The folder of a set that is whole.
 
     Raises:
-        ValueError: there is none of this name, or it lacks some of its shards.
+        ValueError: there is none of this name, or it lacks some of its shards, or as `paths.contained_output`.
     """
     from ...instaflow_core.triplets.format import read_info
     from ...instaflow_core.triplets.storage import Storage
@@ -160,37 +144,22 @@ def whole_set(name: str) -> Path:
             f"There is no set of triplets {name!r} under output/{_SETS}. Make one with InstaFlow Triplets or the "
             "command line, or put one there, refresh the page (R) and choose it again."
         )
-    folder = Path(os.path.realpath(folder_paths.get_output_directory())) / _SETS / name
+    folder = paths.contained_output(Path(_SETS, name))
     read_info(Storage(folder))
     return folder
 
 
 def result_path(name: str) -> Path:
     """Where the trained checkpoint of this name lies: output/checkpoints/NAME.safetensors, which the loaders list."""
-    return _inside("checkpoints", name + ".safetensors")
+    return paths.output_path("checkpoints", name, ".safetensors")
 
 
 def lora_path(name: str) -> Path:
     """Where the LoRA of a training of this name lies: output/loras/NAME.safetensors, which the LoRA loaders list."""
-    return _inside("loras", name + ".safetensors")
+    return paths.output_path("loras", name, ".safetensors")
 
 
 def run_folder(name: str) -> Path:
     """Where a training of this name keeps what it needs to go on and what it shows of itself:
     output/instaflow/training/NAME, which no loader lists."""
-    return _inside(_RUNS, name)
-
-
-def _inside(folder: str, name: str) -> Path:
-    if not re.fullmatch(r"[\w][\w .()+-]*(/[\w][\w .()+-]*)*", name):
-        raise ValueError(
-            f"The name is {name!r}. Give a plain name of letters, digits, spaces, - and _, with / for subfolders."
-        )
-    root = os.path.realpath(folder_paths.get_output_directory())
-    path = Path(root) / folder / name
-    if not _is_inside(os.path.realpath(path), root):
-        raise ValueError(
-            f"{folder}/{name} is a link that leads out of ComfyUI's output folder. Give another name, or "
-            "remove the link."
-        )
-    return path
+    return paths.output_path(_RUNS, name)

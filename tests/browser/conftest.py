@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from collections.abc import Callable, Iterator
 
 import browser
+import canvas
 import pytest
 from devhost import ROOT
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from running_server import RunningServer
 
+expect.set_options(timeout=30_000)  # a machine that tests on all its cores draws slowly
 SCREENSHOTS = ROOT / "build" / "browser"  # one of every test, to look at
-
-READY = """() => window.app?.graph && window.app.extensionManager
-    && window.LiteGraph?.registered_node_types?.KSampler"""
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +26,29 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(chromium: Browser, server: RunningServer, request: pytest.FixtureRequest) -> Iterator[Page]:
+def nodes_2() -> bool:
+    """Whether the page draws Nodes 2.0; tests that look at both take this as a parameter."""
+    return False
+
+
+@pytest.fixture
+def page(chromium: Browser, server: RunningServer, nodes_2: bool, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A fresh tab on the server's page; a screenshot is taken when the test is over."""
-    # A first visitor is shown the Templates dialog; this is a second visit.
-    urllib.request.urlopen(f"{server.url}/settings/Comfy.TutorialCompleted", data=json.dumps(True).encode()).close()
+    canvas.set_up(server.url, nodes_2)
     with chromium.new_context(viewport={"width": 1400, "height": 900}) as context:
         tab = context.new_page()
         tab.set_default_timeout(60_000)
-        tab.goto(server.url)
-        tab.wait_for_function(READY)
+        canvas.visit(tab, server.url)
         yield tab
         tab.screenshot(path=SCREENSHOTS / f"{request.node.name}.png")
 
 
 @pytest.fixture
-def open_template(page: Page, server: RunningServer) -> Callable[[str], None]:
+def open_template(page: Page) -> Callable[[str], None]:
     """Opens a workflow of the pack as its card under Templates does, and waits until all its nodes are there."""
 
     def open_it(name: str) -> None:
         saved = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-        page.goto(f"{server.url}/?template={name}&source=ComfyUI-InstaFlow")
-        page.wait_for_function(
-            "ids => window.app?.graph && ids.every(id => app.graph.getNodeById(id))",
-            arg=[node["id"] for node in saved["nodes"]],
-        )
+        canvas.open_workflow(page, name, saved)
 
     return open_it

@@ -41,6 +41,15 @@ def test_what_fails_leaves_what_was_there(kind: type, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+def test_what_was_moved_aside_stays_until_the_new_folder_is_there(tmp_path: Path) -> None:
+    """It may be the only one: its mover was killed before the new one had its name."""
+    aside = tmp_path / ".there.abc.old"
+    aside.mkdir()
+    with replacing_folder(tmp_path / "there"):
+        assert aside.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
 def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").write_text("old")

@@ -30,10 +30,21 @@ MEMBERS = {
 METHODS = {"chown", "group", "hardlink_to", "lchmod", "owner", "symlink_to"}  # of pathlib's
 
 
+def where_it_is_there(tree: ast.AST) -> set[ast.AST]:
+    """The imports that are tried, and may fail."""
+    tries = (node for node in ast.walk(tree) if isinstance(node, ast.Try))
+    caught = (t for t in tries if any(ast.unparse(h.type) == "ImportError" for h in t.handlers if h.type))
+    return {node for t in caught for node in t.body}
+
+
 def posix_only(code: str) -> Iterator[str]:
     """What the code uses that Windows lacks, each with its line."""
-    for node in ast.walk(ast.parse(code)):
+    tree = ast.parse(code)
+    tried = where_it_is_there(tree)
+    for node in ast.walk(tree):
         names: list[str] = []
+        if node in tried:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names if alias.name.split(".")[0] in MODULES]
         elif isinstance(node, ast.ImportFrom) and not node.level:

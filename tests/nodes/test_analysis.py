@@ -105,9 +105,7 @@ def test_straightness_can_be_interrupted(host: Any, one_step: Any, texts: Any, e
 # --- InstaFlowCompare ---
 
 
-def compare(
-    host: Any, one_step: Any, teacher: Any, texts: Any, latent: Any, **inputs: Any
-) -> tuple[torch.Tensor, float]:
+def compare(host: Any, one_step: Any, teacher: Any, texts: Any, latent: Any, **inputs: Any) -> tuple[Any, ...]:
     inputs = {"seed": 4, "teacher_steps": 6, "teacher_guidance": 5.0, "teacher_sampler": "dpmpp_2m"} | inputs
     return host.run(
         "InstaFlowCompare",
@@ -123,7 +121,7 @@ def compare(
 
 def test_comparison_shows_both_pictures(host: Any, one_step: Any, teacher: Any, texts: Any, empty: Any) -> None:
     """Left what InstaFlow Sampler makes of the seed, right what KSampler makes of it, six times enlarged."""
-    images, speed_up = compare(host, one_step, teacher, texts, empty)
+    images, speed_up, *alone = compare(host, one_step, teacher, texts, empty)
     assert images.shape[0] == 1
     assert speed_up > 1
     (ours,) = host.run(
@@ -154,12 +152,46 @@ def test_comparison_shows_both_pictures(host: Any, one_step: Any, teacher: Any, 
         left = 12 + number * (384 + 12)
         shown = images[0, 12 + 3 : 12 + 432 : 6, left + 3 : left + 384 : 6]
         assert torch.allclose(shown, picture[0], atol=1 / 255)
+        assert torch.allclose(alone[number], picture, atol=1e-5)
+
+
+def test_more_models_stand_beside_the_two(
+    host: Any,
+    pack: Any,
+    one_step: Any,
+    two_rf: Any,
+    teacher: Any,
+    texts: Any,
+    empty: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is what its own sampler makes of the same noise, in the order of the sockets, whichever are connected."""
+    shown, draw = list[str](), pack.nodes.comparison.labelled_row
+    monkeypatch.setattr(
+        pack.nodes.comparison, "labelled_row", lambda pictures, labels: shown.extend(labels) or draw(pictures, labels)
+    )
+    more = {"model_3": two_rf[0], "model_5": teacher[0], "model_6": one_step[0], "more_steps": 3, "more_guidance": 1.2}
+    images, *_ = compare(host, one_step, teacher, texts, empty, teacher_steps=2, **more)
+    assert [label.splitlines()[0] for label in shown] == [
+        "InstaFlow, 1 step",
+        "2 steps of dpmpp_2m",
+        "model_3, 3 steps",
+        "model_5, 2 steps of dpmpp_2m",
+        "model_6, 1 step",
+    ]
+    assert all(float(label.splitlines()[1].removesuffix(" s")) > 0 for label in shown)
+    flow = {"model": two_rf[0], "positive": texts[0], "negative": texts[1], "latent_image": empty, "seed": 4}
+    (latent,) = host.run("InstaFlowSampler", steps=3, guidance=1.2, denoise=1.0, **flow)
+    (picture,) = host.run("VAEDecode", samples=latent, vae=one_step[2])
+    columns = [images[0, 15 : 12 + 432 : 6, 15 + left : 12 + left + 384 : 6] for left in range(0, 5 * 396, 396)]
+    assert torch.allclose(columns[2], picture[0], atol=1 / 255)
+    assert torch.equal(columns[1], columns[3]) and torch.equal(columns[0], columns[4])
 
 
 def test_a_2_rectified_flow_in_few_guided_steps(host: Any, two_rf: Any, teacher: Any, texts: Any, empty: Any) -> None:
     """Left what InstaFlow Sampler makes of the same steps and guidance, enlarged six times."""
     inputs = {"steps": 4, "guidance": 1.5}
-    images, _ = compare(host, two_rf, teacher, texts, empty, teacher_steps=2, **inputs)
+    images, *_ = compare(host, two_rf, teacher, texts, empty, teacher_steps=2, **inputs)
     (latent,) = host.run(
         "InstaFlowSampler",
         model=two_rf[0],
@@ -177,7 +209,7 @@ def test_a_2_rectified_flow_in_few_guided_steps(host: Any, two_rf: Any, teacher:
 def test_a_one_step_model_is_compared_without_guidance(
     host: Any, one_step: Any, teacher: Any, texts: Any, empty: Any
 ) -> None:
-    with pytest.raises(ValueError, match=r"Guidance is 1.5, but this MODEL is a one-step InstaFlow"):
+    with pytest.raises(ValueError, match=r"`guidance` is 1.5, but `model` is a one-step InstaFlow"):
         compare(host, one_step, teacher, texts, empty, guidance=1.5)
 
 
@@ -194,9 +226,9 @@ def test_the_label_says_the_steps_that_were_timed(
     label: str,
 ) -> None:
     shown = list[str]()
-    draw = pack.nodes.analysis.labelled_row
+    draw = pack.nodes.comparison.labelled_row
     monkeypatch.setattr(
-        pack.nodes.analysis, "labelled_row", lambda pictures, labels: shown.extend(labels) or draw(pictures, labels)
+        pack.nodes.comparison, "labelled_row", lambda pictures, labels: shown.extend(labels) or draw(pictures, labels)
     )
     compare(host, two_rf, teacher, texts, empty, teacher_steps=2, **inputs)
     assert shown[0].startswith(label)
@@ -204,7 +236,7 @@ def test_the_label_says_the_steps_that_were_timed(
 
 def test_one_row_for_each_latent(host: Any, one_step: Any, teacher: Any, texts: Any) -> None:
     (latent,) = host.run("EmptyLatentImage", width=64, height=64, batch_size=2)
-    images, _ = compare(host, one_step, teacher, texts, latent, teacher_steps=2)
+    images, *_ = compare(host, one_step, teacher, texts, latent, teacher_steps=2)
     assert images.shape[0] == 2
     assert not torch.equal(images[0], images[1])
 
@@ -212,7 +244,7 @@ def test_one_row_for_each_latent(host: Any, one_step: Any, teacher: Any, texts: 
 def test_comparison_refuses_what_it_cannot_do(host: Any, one_step: Any, teacher: Any, texts: Any, empty: Any) -> None:
     with pytest.raises(ValueError, match="not an InstaFlow"):
         compare(host, teacher, one_step, texts, empty)
-    with pytest.raises(ValueError, match=r"no sampler 'magic'. Choose one of euler"):
+    with pytest.raises(ValueError, match=r"Unknown teacher_sampler 'magic'; expected one of euler"):
         compare(host, one_step, teacher, texts, empty, teacher_sampler="magic")
 
 
@@ -224,7 +256,7 @@ def test_a_teacher_of_another_architecture(host: Any, one_step: Any, texts: Any,
     config.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
     other = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), load_device=cpu, offload_device=cpu)
-    with pytest.raises(ValueError, match=r"This MODEL is a SD20.*Connect a Stable Diffusion 1.5 as `teacher`"):
+    with pytest.raises(ValueError, match=r"`teacher` is a SD20.*Connect a Stable Diffusion 1.5 as `teacher`"):
         compare(host, one_step, (other,), texts, empty)
 
 
@@ -242,6 +274,6 @@ def test_loading_is_not_counted(pack: Any, monkeypatch: pytest.MonkeyPatch) -> N
         def decode(self, samples: torch.Tensor) -> torch.Tensor:
             return use("VAE", 0.25)
 
-    monkeypatch.setattr(pack.nodes.analysis.time, "perf_counter", lambda: clock)
-    _, seconds = pack.nodes.analysis.stopwatch(Vae(), lambda steps: use("UNet", 0.5 * steps), 3)
+    monkeypatch.setattr(pack.nodes.comparison.time, "perf_counter", lambda: clock)
+    _, seconds = pack.nodes.comparison.stopwatch(Vae(), lambda steps: use("UNet", 0.5 * steps), 3)
     assert seconds == 1.75

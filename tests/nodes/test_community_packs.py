@@ -1,7 +1,9 @@
 """Widely used node packs, their own code, on our MODEL.
 
-`make test` does not run these: they carry the marker `community` and are deselected unless the environment variable
-COMMUNITY_PACKS names a folder that holds clones of the repositories of PACKS. A person runs them, before a release:
+`make test` does not run these, and says so: the packs are on GitHub alone, which CI does not reach (what an index has
+is run by tests/server/test_pack_from_an_index.py). They carry the marker `community` and are deselected unless the
+environment variable COMMUNITY_PACKS names a folder that holds clones of the repositories of PACKS. A person runs them,
+before a release:
 
     COMMUNITY_PACKS=~/packs make test     or, this file alone, in the environment that make made:
     COMMUNITY_PACKS=~/packs python3 scripts/devhost.py -m pytest tests/nodes/test_community_packs.py

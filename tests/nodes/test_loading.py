@@ -188,7 +188,7 @@ def test_model_sampling_refuses_other_architectures(host: Any) -> None:
     config.set_inference_dtype(torch.float32, None)
     device = torch.device("cpu")
     other = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), load_device=device, offload_device=device)
-    with pytest.raises(ValueError, match=r"This MODEL is a SD20; InstaFlow has the shape of Stable Diffusion 1.5"):
+    with pytest.raises(ValueError, match=r"`model` is a SD20; InstaFlow has the shape of Stable Diffusion 1.5"):
         host.run("InstaFlowModelSampling", model=other)
 
 

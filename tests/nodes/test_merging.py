@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from graph_parts import save_wide
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sd15 import TEXT, VAE
@@ -176,9 +177,7 @@ def wide(checkpoints: Path) -> str:
 def test_models_that_do_not_fit(host: Any, checkpoints: Path) -> None:
     model, tuned, base = three(host)
     other = load_all(host, wide(checkpoints))[0]
-    shapes = (
-        r"`finetuned` and `{}` differ in their tensors: \d+ of different shapes \(.*All three have to be of the same"
-    )
+    shapes = r"`finetuned` and `{}` differ in their tensors: \d+ of different shapes \(.*Connect three of the same"
     with pytest.raises(ValueError, match=shapes.format("base")):
         merged(host, model, tuned, other, 1.0)
     with pytest.raises(ValueError, match=shapes.format("model")):
@@ -325,31 +324,18 @@ def test_parts_that_do_not_belong_together(host: Any, checkpoints: Path) -> None
     (zero_snr,) = host.run("ModelSamplingDiscrete", model=load_all(host, BASE)[0], sampling="eps", zsnr=True)
     with pytest.raises(ValueError, match=r"EPS with zero terminal SNR, which an InstaFlow checkpoint cannot"):
         save_node(host, model=zero_snr)
-    wide_text = wide_text_encoder(checkpoints)
-    with pytest.raises(ValueError, match=r"This CLIP is a SD1ClipModel 128 wide; the MODEL reads one CLIP-L 64 wide"):
-        save_node(host, model=model, clip=load_all(host, wide_text)[1])
+    with pytest.raises(
+        ValueError, match=r"`clip` reads texts with a SD1ClipModel 128 wide; `model` reads one CLIP-L 64 wide"
+    ):
+        save_node(host, model=model, clip=load_all(host, save_wide(checkpoints.parent))[1])
     sixteen = host.run("VAELoader", vae_name=wide_vae(host))[0]
-    with pytest.raises(ValueError, match=r"This VAE's latents have 16 channels; the MODEL's have 4"):
+    with pytest.raises(
+        ValueError, match=r"`vae` makes latents of pictures with 16 channels; `model` makes those of pictures with 4"
+    ):
         save_node(host, model=model, clip=clip, vae=sixteen)
-    with pytest.raises(ValueError, match=r"This MODEL is a SD20"):
+    with pytest.raises(ValueError, match=r"`model` is a SD20"):
         save_node(host, model=another_architecture(model))
     assert not list((host.base / "output" / "checkpoints").glob(".*"))
-
-
-def wide_text_encoder(checkpoints: Path) -> str:
-    """A whole checkpoint whose text states, and whose UNet, are 128 wide."""
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    checkpoint = small_checkpoint()
-    text_config = dict(checkpoint.text_config or {}) | {"hidden_size": 128}
-    text = CLIPTextModel(CLIPTextConfig.from_dict(text_config)).state_dict()
-    text = {name if name.startswith("text_model.") else f"text_model.{name}": w for name, w in text.items()}
-    config = checkpoint.unet_config | {"cross_attention_dim": 128}
-    unet = UNet2DConditionModel.from_config(config).state_dict()
-    wide = dataclasses.replace(checkpoint, unet=unet, unet_config=config, text_encoder=text, text_config=text_config)
-    save(wide, checkpoints / "wide-text.safetensors")
-    return "wide-text.safetensors"
 
 
 def wide_vae(host: Any) -> str:

@@ -22,8 +22,10 @@ from instaflow_core.text import load_tokenizer
 
 PROMPT = "a watercolour of a lighthouse, (not a weight), on a cliff"
 NEGATIVE = "blurry, dark"
-LATENT_TOLERANCE = 5e-6
-IMAGE_TOLERANCE = 2e-5
+# Rounding in fp32, of latents that deviate by 1.5. Two programs sum in another order, and which depends on the
+# processor: 1.6e-5 without AVX-512, a third of that with it.
+LATENT_TOLERANCE = 5e-5
+IMAGE_TOLERANCE = 5e-5
 VAE_SCALE = VAE["scaling_factor"]
 
 
@@ -79,7 +81,7 @@ def _random_modules() -> tuple[Any, Any, Any]:
         torch.manual_seed(0)
         unet = UNet2DConditionModel.from_config(UNET).eval()
         vae = AutoencoderKL.from_config(VAE).eval()
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(TEXT)).eval()
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(dict(TEXT))).eval()
     scale_output(unet)
     return unet, text_encoder, vae
 

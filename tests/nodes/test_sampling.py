@@ -126,6 +126,15 @@ def test_sampling_leaves_torchs_random_state(host: Any, one_step: Any, monkeypat
     assert generators.state == "as the user left it"
 
 
+def test_sampling_leaves_nothing_to_an_accelerator_that_is_not_in_use(host: Any, one_step: Any) -> None:
+    """`torch.manual_seed` keeps every seed, and the call stack it came from, for a device that may come later."""
+    if torch.cuda.is_initialized():
+        pytest.skip("CUDA is in use here")
+    positive, waiting = encode(host, one_step[1]), list(torch.cuda._queued_calls)
+    instaflow(host, one_step[0], positive, picture(), seed=4)
+    assert torch.cuda._queued_calls == waiting
+
+
 def test_drawing_noise_touches_no_generator_of_torchs(host: Any, pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     generators, before = Generators(monkeypatch), torch.random.get_rng_state()
     pack.nodes.host.sampling.host_noise(picture(), 4)
@@ -308,7 +317,7 @@ def test_at_one_step_ranges_that_begin_at_0_act(host: Any, one_step: Any, start:
 
 def test_guidance_for_a_one_step_model(host: Any, one_step: Any) -> None:
     positive = encode(host, one_step[1])
-    with pytest.raises(ValueError, match=r"Guidance is 1.5, but this MODEL is a one-step.*Set guidance to 1.0"):
+    with pytest.raises(ValueError, match=r"`guidance` is 1.5, but `model` is a one-step.*Set guidance to 1.0"):
         instaflow(host, one_step[0], positive, picture(), guidance=1.5, negative=positive)
 
 
@@ -324,7 +333,7 @@ def test_latent_of_another_model(host: Any, one_step: Any, shape: tuple[int, ...
 
 
 def test_zero_steps(host: Any, one_step: Any) -> None:
-    with pytest.raises(ValueError, match="steps is 0"):
+    with pytest.raises(ValueError, match="`steps` is 0; expected a whole number from 1 to"):
         instaflow(host, one_step[0], encode(host, one_step[1]), picture(), steps=0)
 
 

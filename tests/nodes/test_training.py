@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensor
 
 from instaflow_core.triplets.format import read_info
 from instaflow_core.triplets.reading import SetReader
@@ -41,7 +42,7 @@ def triplets(host: Any, teacher: tuple[Any, Any, Any], name: str = "set", **inpu
 def train(host: Any, node: str, model: Any, made: Any, name: str, vae: Any = None, **inputs: Any) -> tuple[Any, Any]:
     numbers = {"iterations": 4, "batch_size": 2, "learning_rate": 1e-3, "ema": 0.5, "method": "full", "seed": 0}
     more = {"loss": "huber"} if node == "InstaFlowDistill" else {}
-    return host.run(node, model=model, triplets=made, name=name, vae=vae, resume=True, **(numbers | more | inputs))
+    return host.run(node, model=model, triplets=made, name=name, vae=vae, resume=True, **(numbers | more | inputs))[:2]
 
 
 def sample(host: Any, model: Any, clip: Any) -> torch.Tensor:
@@ -81,6 +82,36 @@ def test_a_teacher_becomes_a_one_step_model(host: Any, output: Path, teacher: An
 def teacher_weights(host: Any) -> dict[str, torch.Tensor]:
     model, _, _ = host.run("InstaFlowLoadCheckpoint", checkpoint="teacher.safetensors", weight_dtype="fp32")
     return model.model.diffusion_model.state_dict()
+
+
+def test_the_hosts_own_node_plots_the_losses(host: Any, output: Path, teacher: Any) -> None:
+    import numpy as np
+    from PIL import Image
+
+    model, _, vae = teacher
+    numbers = {"iterations": 4, "batch_size": 2, "learning_rate": 1e-3, "ema": 0.5, "method": "full", "seed": 0}
+    inputs = {"model": model, "triplets": triplets(host, teacher, "to-plot"), "name": "plotted", "vae": vae}
+    losses = host.run("InstaFlowReflow", resume=True, **inputs, **numbers)[2]
+    assert len(losses["loss"]) == 4 and all(loss > 0 for loss in losses["loss"])
+    with torch.inference_mode():
+        shown = host.node("LossGraphNode").EXECUTE_NORMALIZED(loss=losses, filename_prefix="plot").ui.as_dict()
+    import folder_paths
+
+    (file,) = shown["images"]
+    with Image.open(Path(folder_paths.get_temp_directory()) / file["subfolder"] / file["filename"]) as picture:
+        assert (np.asarray(picture.convert("RGB")) == (0, 0, 255)).all(-1).sum() > 100  # its line is blue
+
+
+def test_a_training_measures_itself(host: Any, output: Path, teacher: Any) -> None:
+    model, _, vae = teacher
+    made = triplets(host, teacher, "to-measure")
+    _, curves = train(host, "InstaFlowDistill", model, made, "measured", vae, evaluate_every=2)
+    assert curves.shape == (2, 512, 768, 3)  # the loss, and the figures
+    table = (output / "instaflow" / "training" / "measured" / "evaluation.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0].startswith("iteration,accuracy,fid,kid,cmmd,lpips,psnr")  # all its prompts are captions
+    assert [line.split(",")[0] for line in table[1:]] == ["2", "4"]
+    with pytest.raises(ValueError, match=r"has no `vae`\. Give it one, or set `evaluate_every` to 0"):
+        train(host, "InstaFlowDistill", model, made, "unmeasured", None, evaluate_every=2)
 
 
 def test_patches_of_the_model_are_trained_from(host: Any, output: Path, teacher: Any) -> None:
@@ -234,7 +265,7 @@ def test_no_loader_lists_what_a_training_keeps_for_itself(host: Any, output: Pat
     train(host, "InstaFlowReflow", teacher[0], made, "listed", method="lora")
     assert set(folder_paths.get_filename_list("checkpoints")) - before == {"listed.safetensors"}
     kept = {path.name for path in (output / "instaflow" / "training" / "listed").iterdir()}
-    assert kept == {"state.pt", "loss.csv", "loss.png", "loss_by_time.csv", "loss_by_time.png"}
+    assert kept == {".lock", "state.pt", "loss.csv", "loss.png", "loss_by_time.csv", "loss_by_time.png"}
 
 
 def test_advanced_inputs_say_how_to_train(host: Any, output: Path, teacher: Any) -> None:
@@ -392,7 +423,8 @@ def alive() -> tuple[int, int, int]:
     """How many tensors there are in this process, the bytes they keep, and how many modules there are."""
     gc.collect()
     things = [(thing, type(thing)) for thing in gc.get_objects()]
-    tensors = [thing for thing, kind in things if issubclass(kind, torch.Tensor)]
+    # Those without memory of torch.compile, which other tests have used, are no training's.
+    tensors = [thing for thing, kind in things if issubclass(kind, torch.Tensor) and not issubclass(kind, FakeTensor)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return len(tensors), sum(storages.values()), sum(issubclass(kind, torch.nn.Module) for _, kind in things)
 

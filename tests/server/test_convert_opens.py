@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 from comfy_client import Graph
 from PIL import Image
-from sd15 import TEXT, UNET, VAE, random_weights
+from sd15 import UNET, random_checkpoint
 
-from instaflow_core.weights.checkpoint import Checkpoint
 from instaflow_core.weights.conversion import convert
 from instaflow_core.weights.files import read_weights
-from instaflow_core.weights.matching import rows_of
 from instaflow_core.weights.saving import save_folder
 
 FOLDER = "instaflow_0_9B_random"
@@ -28,11 +26,7 @@ FILE = "instaflow_0_9B_random.safetensors"
 def released(server: Any) -> Iterator[Path]:
     """The folder in models/diffusers, and in models/checkpoints the file it was converted to."""
     models = server.base / "models"
-    parts = (("unet", UNET), ("text_encoder", TEXT), ("vae", VAE))
-    weights = {part: random_weights(rows_of(part, config)) for part, config in parts}
-    checkpoint = Checkpoint(weights["unet"], UNET, weights["text_encoder"], TEXT, weights["vae"], VAE)
-    save_folder(checkpoint, models / "diffusers" / FOLDER)
-    del checkpoint, weights
+    save_folder(random_checkpoint(), models / "diffusers" / FOLDER)
     convert(models / "diffusers" / FOLDER, models / "checkpoints" / FILE)
     yield models / "checkpoints" / FILE
     for path in (models / "checkpoints" / FILE, *(models / "diffusers" / FOLDER).rglob("*.safetensors")):

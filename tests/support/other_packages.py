@@ -11,11 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from devhost import make_tools
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST_TRANSFORMERS = ("transformers==4.50.3", "huggingface_hub<1", "tokenizers<0.22")
 """What ComfyUI 0.3.75 asks for at least, with what it needs."""
-_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1")
+KEPT = ("torch", "numpy", "transformers")
+"""What belongs to the host and stays as it is."""
+_PIP = ("-m", "pip", "--disable-pip-version-check", "--retries", "1")
 
 
 def with_packages(folder: Path, packages: Sequence[str]) -> dict[str, str]:
@@ -25,6 +28,26 @@ def with_packages(folder: Path, packages: Sequence[str]) -> dict[str, str]:
     """
     _pip("install", "--quiet", "--no-deps", "--no-compile", "--target", str(folder), *packages)
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+
+
+def with_pinned(folder: Path, requirements: Path) -> None:
+    """Install what the file names by version and hash, without what it needs, into the folder; skips as above."""
+    options = ("--quiet", "--no-deps", "--no-compile", "--require-hashes")
+    _pip("install", *options, "--target", str(folder), "--requirement", str(requirements))
+
+
+def install(python: Path, requirements: Path) -> None:
+    """Install what the file lists, with what it needs, into another interpreter's environment; skips as above."""
+    _pip("install", "--quiet", "--no-compile", "--requirement", str(requirements), python=python)
+
+
+def tools(requirements: Path) -> Path:
+    """The interpreter of an environment of its own with what the file lists, made once; skips as above."""
+    try:
+        return make_tools(requirements)
+    except subprocess.CalledProcessError:
+        _skip_without_an_index()
+        raise
 
 
 def what_pip_takes(folder: Path, packages: Sequence[str], keep: Sequence[str]) -> list[str]:
@@ -41,15 +64,17 @@ def what_pip_takes(folder: Path, packages: Sequence[str], keep: Sequence[str]) -
     return [f"{package['metadata']['name']}=={package['metadata']['version']}" for package in taken]
 
 
-def _pip(*arguments: str) -> str:
-    ran = subprocess.run([*_PIP, *arguments], capture_output=True, text=True)
-    if ran.returncode and not _an_index_answers():
-        pytest.skip(f"no package index can be reached, which this test installs from: {ran.stderr.strip()[-300:]}")
+def _pip(*arguments: str, python: Path = Path(sys.executable)) -> str:
+    ran = subprocess.run([python, *_PIP, *arguments], capture_output=True, text=True)
+    if ran.returncode:
+        _skip_without_an_index()
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
 
-def _an_index_answers() -> bool:
-    """Whether any version can be had of a package that every index has."""
+def _skip_without_an_index() -> None:
+    """Skip the test where no version can be had of a package that every index has."""
     question = ("install", "--dry-run", "--quiet", "--no-deps", "--ignore-installed", "packaging")
-    return subprocess.run([*_PIP, *question], capture_output=True).returncode == 0
+    ran = subprocess.run([sys.executable, *_PIP, *question], capture_output=True, text=True)
+    if ran.returncode:
+        pytest.skip(f"no package index can be reached, which this test installs from: {ran.stderr.strip()[-300:]}")

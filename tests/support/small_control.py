@@ -55,7 +55,8 @@ def as_published(controlnet: Any, unet_config: dict[str, Any]) -> dict[str, Tens
     """A ControlNet's weights under the names of the published files, such as control_v11p_sd15_canny.pth."""
     tensors = _weights(controlnet)
     named = to_ldm(tensors, rows_of("unet", unet_config), "control_model.")
-    convolutions = {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(12)}
+    skips = sum(name.startswith("controlnet_down_blocks.") and name.endswith(".weight") for name in tensors)
+    convolutions = {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(skips)}
     hint = ["conv_in", *(f"blocks.{i}" for i in range(6)), "conv_out"]
     convolutions |= {f"controlnet_cond_embedding.{name}": f"input_hint_block.{2 * i}" for i, name in enumerate(hint)}
     convolutions["controlnet_mid_block"] = "middle_block_out.0"

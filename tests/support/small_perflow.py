@@ -45,7 +45,7 @@ def new_delta() -> dict[str, Tensor]:
     return {name: weight * 0.3 for name, weight in random_weights(_ROWS, seed=1).items()}
 
 
-def install(models: Path, base: Checkpoint, file: str, delta: dict[str, Tensor], delta_file: str) -> list[Path]:
+def install(models: Path, base: Checkpoint, file: str, delta: dict[str, Tensor], delta_file: str) -> None:
     """Write checkpoints/`file`, one file in LDM names, and diffusion_models/`delta_file`, in diffusers names."""
     assert base.text_encoder and base.vae
     whole = to_ldm(base.unet, _ROWS, UNET_PREFIX)
@@ -54,7 +54,6 @@ def install(models: Path, base: Checkpoint, file: str, delta: dict[str, Tensor],
     for tensors, path in zip((whole, delta), paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path)
-    return paths
 
 
 @torch.no_grad()

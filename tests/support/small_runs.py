@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,21 @@ for command in json.load(sys.stdin):
     except SystemExit as ended:
         assert not ended.code, f"{command} ended with {ended.code}"
 """
+
+
+def begin(place: Path) -> Path:
+    """The folder, with teacher.safetensors and flow.safetensors (random), prompts.txt, and teacher-set, 10 triplets of
+    the teacher."""
+    from small_models import small_checkpoint
+
+    from instaflow_core.__main__ import main
+    from instaflow_core.weights.saving import save
+
+    save(small_checkpoint("teacher", "epsilon"), place / "teacher.safetensors")
+    save(small_checkpoint("2-rectified-flow", seed=1), place / "flow.safetensors")
+    (place / "prompts.txt").write_text("\n".join([*PROMPTS, "", ""]))
+    assert main(triplets(place, "teacher", "teacher-set")) == 0
+    return place
 
 
 def triplets(place: Path, teacher: str, out: str, *more: str) -> list[str]:
@@ -54,6 +70,15 @@ def start(*arguments: str, errors: int | None = None, **variables: str) -> subpr
 def start_two(*arguments: str, **variables: str) -> subprocess.Popen[bytes]:
     """Two such processes that know of each other, by torch's launcher: `accelerate launch --cpu` starts only one."""
     return start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments, **variables)
+
+
+def wait_for(event: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 300) -> None:
+    """Wait until something has happened, while the process that does it is running."""
+    deadline = time.monotonic() + seconds
+    while not event():
+        assert process.poll() is None, "it ended before that happened"
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
 
 
 FSDP2 = {

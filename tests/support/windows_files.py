@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def refuse_what_windows_refuses(monkeypatch: pytest.MonkeyPatch, renames: bool =
             raise PermissionError(13, "Access is denied", os.fspath(path))
         unlink(path, dir_fd=dir_fd)
 
-    monkeypatch.setattr(os, "replace", replace_)
-    monkeypatch.setattr(os, "unlink", unlink_)
+    for owner in (os, getattr(pathlib, "_normal_accessor", os)):  # Python 3.10's paths keep functions of their own
+        monkeypatch.setattr(owner, "replace", replace_)
+        monkeypatch.setattr(owner, "unlink", unlink_)
 
 
 def mapped_in(path: Any) -> list[Path]:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from instaflow_core.evaluation.drawing import Drawing
 from instaflow_core.shapes.captions import sample_captions
 from instaflow_core.shapes.evaluate import accuracy, draw_pictures
 from instaflow_core.shapes.making.autoencoder import render_pictures
@@ -39,7 +40,7 @@ def test_a_model_says_what_it_is_and_how_it_was_made(name: str):
 def test_one_step_draws_a_few_captions_right():
     """32 of them, the same each time. At 95 % right, as below, fewer than 27 are as unlikely as 1 in 200."""
     captions = sample_captions(32, 2024)
-    pictures = draw_pictures(load("built-in: shapes"), captions, seed=1, steps=1, guidance=1.0)
+    pictures = draw_pictures(Drawing(load("built-in: shapes")), captions, seed=1, steps=1, guidance=1.0)
     assert accuracy(pictures, captions) >= 27 / 32
 
 
@@ -47,7 +48,7 @@ def test_one_step_draws_a_few_captions_right():
 @pytest.mark.parametrize(("held_out", "least"), [(False, 0.95), (True, 0.92)], ids=["seen", "held out"])
 def test_one_step_draws_what_the_caption_says(held_out: bool, least: float):
     captions = sample_captions(400, 2024, held_out)
-    pictures = draw_pictures(load("built-in: shapes"), captions, seed=1, steps=1, guidance=1.0)
+    pictures = draw_pictures(Drawing(load("built-in: shapes")), captions, seed=1, steps=1, guidance=1.0)
     assert accuracy(pictures, captions) >= least
 
 

@@ -5,16 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import small_checkpoint
-from small_runs import PROMPTS, triplets
+from small_runs import begin
 
-from instaflow_core.__main__ import main
 from instaflow_core.shapes.making.anatomy import new_text_encoder
 from instaflow_core.triplets.format import SetInfo
 from instaflow_core.triplets.reading import SetReader
 from instaflow_core.triplets.storage import Storage
 from instaflow_core.triplets.writing import SetWriter
-from instaflow_core.weights.saving import save
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +33,5 @@ def encoder() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """teacher.safetensors and flow.safetensors (random), prompts.txt, and teacher-set, 10 triplets of the teacher."""
-    place = tmp_path_factory.mktemp("runs")
-    save(small_checkpoint("teacher", "epsilon"), place / "teacher.safetensors")
-    save(small_checkpoint("2-rectified-flow", seed=1), place / "flow.safetensors")
-    (place / "prompts.txt").write_text("\n".join([*PROMPTS, "", ""]))
-    assert main(triplets(place, "teacher", "teacher-set")) == 0
-    return place
+    """What `begin` makes."""
+    return begin(tmp_path_factory.mktemp("runs"))

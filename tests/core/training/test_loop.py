@@ -318,6 +318,9 @@ def test_a_sheet_that_fails_leaves_a_checkpoint(tmp_path):
     with pytest.raises(RuntimeError):
         fit(linear(), batch, loss, replace(CONFIG, snapshot_every=4), tmp_path, snapshot=fail)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
+    shown = list[int]()
+    fit(linear(), batch, loss, replace(CONFIG, snapshot_every=4), tmp_path, True, snapshot=shown.append)
+    assert shown == [4, 8, 12]
 
 
 def test_asked_to_stop_a_run_ends_with_a_checkpoint_of_that_step(tmp_path):

@@ -10,21 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import FSDP2, ROOT, content, start, start_two, training, triplets
+from small_runs import FSDP2, ROOT, content, start, start_two, training, triplets, wait_for
 
 from instaflow_core.__main__ import main
 from instaflow_core.weights.checkpoint import load
 
 pytestmark = pytest.mark.slow
-
-
-def wait_for(event: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    """Wait until something has happened, while the process that does it is running."""
-    deadline = time.monotonic() + 300
-    while not event():
-        assert process.poll() is None, "it ended before that happened"
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 def changes(path: Path, count: int) -> Callable[[], bool]:
@@ -155,9 +146,9 @@ def test_ctrl_c_leaves_a_checkpoint_of_that_step(folder: Path, number: signal.Si
 def test_a_second_ctrl_c_ends_at_once_even_where_a_step_hangs():
     code = (
         "import ctypes, sys\n"
-        "from instaflow_core.commands.training import _stopping\n"
+        "from instaflow_core.commands.loop import stopping\n"
         "lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)\n"
-        "with _stopping():\n"
+        "with stopping():\n"
         "    library.pthread_mutex_lock(lock)\n"
         "    print('hangs', file=sys.stderr, flush=True)\n"
         "    library.pthread_mutex_lock(lock)\n"  # as in a library that waits for another process

@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 
+import pandas
 import pytest
 
 from instaflow_core.triplets.prompts import lines, read_prompts, with_empty
@@ -36,7 +38,7 @@ def test_of_several_captions_the_first_counts_and_what_is_no_text_is_refused(tmp
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     assert read_prompts(str(path), 5) == ["a cat", "a dog"]
-    with pytest.raises(ValueError, match="The column more holds dict, not text"):
+    with pytest.raises(ValueError, match=r"The column of .*a.jsonl:more holds dict, not text"):
         read_prompts(f"{path}:more", 5)
 
 
@@ -60,6 +62,21 @@ def test_a_drive_letter_is_no_dataset_and_the_rest_no_column():
 
 def test_only_line_ends_end_a_prompt():
     assert lines("one\u2028still\x0cone\r\ntwo\rthree\n") == ["one\u2028still\x0cone", "two", "three"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
+def test_a_file_of_data_asks_no_other_machine(tmp_path, kind, monkeypatch):
+    """Neither for its format nor to be counted."""
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *name, **_: asked.append(name) or [])
+    frame = pandas.DataFrame({"text": ["one", "two"]})
+    path = tmp_path / f"a.{kind}"
+    if kind in ("json", "jsonl"):
+        frame.to_json(path, orient="records", lines=kind == "jsonl")
+    else:
+        getattr(frame, f"to_{kind}")(path)
+    assert read_prompts(str(path), 5) == ["one", "two"]
+    assert not asked
 
 
 def test_names_with_brackets_and_in_capitals(tmp_path):

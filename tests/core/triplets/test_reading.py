@@ -9,7 +9,7 @@ import torch
 from instaflow_core.flow.noise import indexed_noise
 from instaflow_core.triplets import reading
 from instaflow_core.triplets.format import SetInfo, Triplets
-from instaflow_core.triplets.reading import SetReader
+from instaflow_core.triplets.reading import SetReader, last_triplets
 from instaflow_core.triplets.storage import Storage
 from instaflow_core.triplets.writing import SetWriter
 
@@ -60,8 +60,8 @@ def test_no_more_than_two_blocks_are_in_memory_and_the_second_is_read_while_the_
     held, blocks = list[weakref.ref[Triplets]](), list[tuple[tuple[int, ...], str]]()
     whole, read = SetReader(storage, block=8).read(range(60)).indices, reading._read
 
-    def watched(place: Storage, info: SetInfo, shards: tuple[int, ...]) -> Triplets:
-        made = read(place, info, shards)
+    def watched(place: Storage, info: SetInfo, shards: tuple[int, ...], count: int) -> Triplets:
+        made = read(place, info, shards, count)
         held.append(weakref.ref(made))
         blocks.append((shards, threading.current_thread().name.partition("_")[0]))
         return made
@@ -102,3 +102,20 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_where_that_block_is_used(
 def test_a_folder_without_a_set_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no set of triplets"):
         SetReader(Storage(tmp_path))
+
+
+@pytest.mark.parametrize("held_out", [3, 4, 9])
+def test_what_is_held_out_is_never_read_and_is_the_rest(storage, held_out):
+    reader = SetReader(storage, seed=1, block=8, held_out=held_out)
+    left = 23 - held_out
+    assert len(reader) == left
+    epochs = [reader.read(range(i * left, (i + 1) * left)) for i in range(2)]
+    assert [sorted(epoch.indices) for epoch in epochs] == [list(range(left))] * 2
+    rest = last_triplets(storage, held_out)
+    assert rest.indices == list(range(left, 23))
+    torch.testing.assert_close(rest.latents.float(), rest.noise() + 1, atol=2e-3, rtol=1e-3)
+
+
+def test_not_all_of_a_set_can_be_held_out(storage):
+    with pytest.raises(ValueError, match="holds 23 triplets, and 23 are held out"):
+        SetReader(storage, held_out=23)

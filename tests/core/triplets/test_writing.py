@@ -1,9 +1,9 @@
 """Making sets: the same however often it is stopped and however many make it."""
 
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from small_models import small_checkpoint
 from torch import nn
 
+from instaflow_core import locks
 from instaflow_core.flow.noise import indexed_noise
 from instaflow_core.shapes.making.anatomy import new_text_encoder
 from instaflow_core.triplets.format import SET_FILE, SetInfo, format_info, read_info
@@ -175,13 +176,13 @@ def test_a_half_written_shard_is_replaced(tmp_path):
     SetWriter(Storage(tmp_path / "whole"), INFO).write(PROMPTS, double, 2)
     parts = tmp_path / "parts"
     parts.mkdir()
-    for name in (".shard-000001.parquet.tmp", ".shard-000002.parquet.k3.tmp"):
-        (parts / name).write_bytes(b"half a shard")
-        os.utime(parts / name, (0, time.time() - 100))
-    (parts / ".shard-000002.parquet.x7.tmp").write_bytes(b"half a shard")
-    SetWriter(Storage(parts), INFO).write(PROMPTS, double, 2)
-    assert (parts / ".shard-000002.parquet.x7.tmp").read_bytes() == b"half a shard"
-    (parts / ".shard-000002.parquet.x7.tmp").unlink()
+    (parts / ".shard-000002.parquet.k3.tmp").write_bytes(b"half a shard")
+    in_hand = parts / ".shard-000002.parquet.x7.tmp"
+    with locks.in_hand(in_hand, Path.touch):
+        in_hand.write_bytes(b"half a shard")
+        SetWriter(Storage(parts), INFO).write(PROMPTS, double, 2)
+        assert in_hand.read_bytes() == b"half a shard"
+    in_hand.unlink()
     assert files(tmp_path / "whole") == files(parts)
 
 

@@ -207,9 +207,9 @@ def test_a_file_may_be_saved_over_itself(one_step: Checkpoint, tmp_path: Path) -
 @pytest.mark.parametrize(
     "key, value, said",
     [
-        ("instaflow.unet_config", "{", "instaflow.unet_config of model.safetensors is '{'. Expected JSON"),
+        ("instaflow.unet_config", "{", "instaflow.unet_config of model.safetensors is '{', which is not JSON"),
         ("instaflow.prediction", "x_0", "Expected velocity, epsilon or v"),
-        ("instaflow.native_size", "large", "Expected a number"),
+        ("instaflow.native_size", "large", "Expected a number from 8 to 16,384"),
         ("instaflow.guidance", "", "Expected a number"),
     ],
 )
@@ -237,6 +237,15 @@ def test_a_bare_unet_with_metadata(keys: str, prefix: str, one_step: Checkpoint,
     for build in (build_vae, build_text_encoder):
         with pytest.raises(ValueError, match="holds a UNet only"):
             build(loaded)
+
+
+@pytest.mark.parametrize("build", [build_unet, build_vae, build_text_encoder])
+def test_building_leaves_the_configs_as_they_are(build: Any, one_step: Checkpoint) -> None:
+    """They are saved again: libraries write into a config that they are given (transformers 4 does)."""
+    configs = (one_step.unet_config, one_step.vae_config, one_step.text_config)
+    before = json.dumps(configs)
+    build(one_step)
+    assert json.dumps(configs) == before
 
 
 def foreign_unet() -> tuple[Any, Weights]:

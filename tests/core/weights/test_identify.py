@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sd15 import TEXT as SD15_TEXT
 from sd15 import UNET as SD15_UNET
@@ -117,7 +116,7 @@ def test_text_rows_are_the_tensors_transformers_makes() -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        module = CLIPTextModel(CLIPTextConfig.from_dict(SD15_TEXT))
+        module = CLIPTextModel(CLIPTextConfig.from_dict(dict(SD15_TEXT)))
     assert diffusers_shapes("text_encoder", SD15_TEXT) == shapes_of_with_prefix(module)
 
 
@@ -178,7 +177,7 @@ def test_no_two_rows_share_a_name() -> None:
     "part, change, said",
     [
         ("unet", {"down_block_types": ["AttnDownBlock2D"] * 4}, "AttnDownBlock2D"),
-        ("unet", {"up_block_types": []}, "IndexError"),
+        ("unet", {"up_block_types": []}, r"up_block_types = \[\]"),
         ("unet", {"block_out_channels": None}, "TypeError"),
         ("text_encoder", {"num_hidden_layers": None}, "TypeError"),
         ("vae", {"_class_name": "VQModel"}, "VQModel"),
@@ -443,20 +442,15 @@ def test_a_broken_file_is_named_for_what_it_is(name: str, tmp_path: Path) -> Non
     assert "model.safetensors" in str(caught.value)
 
 
-def test_a_header_is_as_long_as_the_library_allows(tmp_path: Path) -> None:
+def test_a_header_is_no_longer_than_one_can_be(tmp_path: Path) -> None:
     """The file is as long as its header says, and a gigabyte is not read to find that out."""
     path = tmp_path / "long.safetensors"
-    for length, said in (
-        (100_000_001, "would be 100,000,001 bytes long. Expected at most 100,000,000"),
-        (2**30, "at most"),
-    ):
+    for length in (25_000_001, 2**30):
         with path.open("wb") as file:
             file.write(length.to_bytes(8, "little") + b"{")
             file.truncate(8 + length)
-        with pytest.raises(FormatError, match=said):
+        with pytest.raises(FormatError, match=f"would be {length:,} bytes long. Expected at most 25,000,000"):
             read_weights(path)
-        with pytest.raises(SafetensorError, match=r"(?i)header.*too.*large"):
-            safe_open(path, "pt").__enter__()
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

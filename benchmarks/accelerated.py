@@ -1,0 +1,88 @@
+"""What InstaFlow Accelerate saves: a step with it beside one without, and a whole picture on the CPU.
+
+    python benchmarks/accelerated.py    measured once, in this process; one line of JSON
+
+The weights of Stable Diffusion 1.5's size are random, those of the tiny decoder too: they take as long as learned ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from measuring import in_turn, printed, rows_of
+from node_times import SD15, Host
+from rows import Row
+
+DECODER = "random_decoder.safetensors"
+CAPTIONS = ("a yellow star on a purple background", "a red circle on a white background")
+
+
+def fold(host: Host, name: str, checkpoint: str, size: int, times: int) -> Row:
+    """One step with and without, in turn, a caption that stays: the medians in milliseconds."""
+    model, clip, _ = host.run("InstaFlowLoadCheckpoint", checkpoint=checkpoint, weight_dtype="default")
+    (faster, _) = host.run("InstaFlowAccelerate", model=model, mode="exact")
+    (positive,) = host.run("CLIPTextEncode", clip=clip, text=CAPTIONS[0])
+    (latent,) = host.run("EmptyLatentImage", width=size, height=size, batch_size=1)
+
+    def step(with_model: Any) -> Callable[[int], None]:
+        def run(seed: int) -> None:
+            host.run("InstaFlowSampler", model=with_model, positive=positive, latent_image=latent, seed=seed, steps=1)
+
+        return run
+
+    value, baseline = in_turn(step(faster), step(model), times)
+    return Row(f"fold/{name}", 1000 * value, "ms", "without InstaFlow Accelerate", 1000 * baseline)
+
+
+def picture(host: Host, mode: str, size: int, times: int) -> Row:
+    """Caption, step and picture with a tiny decoder, and without the node with the full one: the medians in seconds."""
+    model, clip, vae = host.run("InstaFlowLoadCheckpoint", checkpoint=SD15, weight_dtype="fp32")
+    faster, tiny = host.run("InstaFlowAccelerate", model=model, vae=vae, mode=mode, decoder=DECODER)
+    (latent,) = host.run("EmptyLatentImage", width=size, height=size, batch_size=1)
+
+    def drawn(with_model: Any, with_vae: Any) -> Callable[[int], None]:
+        def draw(seed: int) -> None:
+            (positive,) = host.run("CLIPTextEncode", clip=clip, text=CAPTIONS[seed % 2])
+            given = {"model": with_model, "positive": positive, "latent_image": latent}
+            (samples,) = host.run("InstaFlowSampler", **given, seed=seed, steps=1)
+            host.run("VAEDecode", samples=samples, vae=with_vae)
+
+        return draw
+
+    value, baseline = in_turn(drawn(faster, tiny), drawn(model, vae), times)
+    return Row("accelerate/cpu", value, "s", "eager, full decoder", baseline)
+
+
+def save_decoder(base: Path) -> None:
+    """Random weights of TAESD's shape into the host's models/vae_approx."""
+    from comfy.taesd.taesd import TAESD
+    from safetensors.torch import save_file
+
+    weights = TAESD(latent_channels=4).taesd_decoder.state_dict()
+    tensors = {name: 0.05 * weight.detach().new_ones(weight.shape).normal_() for name, weight in weights.items()}
+    (base / "models" / "vae_approx").mkdir(parents=True, exist_ok=True)
+    save_file(tensors, base / "models" / "vae_approx" / DECODER)
+
+
+def measure_here(size: int = 512) -> list[Row]:
+    """size: of the pictures at Stable Diffusion 1.5's size, in pixels."""
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(Path(folder), file=False)
+        save_decoder(Path(folder))
+        return [
+            fold(host, "builtin", "built-in: shapes", 64, 300),
+            fold(host, "sd15", SD15, 64, 15),
+            picture(host, "exact", size, 3),
+        ]
+
+
+def measure() -> list[Row]:
+    """As `measure_here`, in a process of its own."""
+    return rows_of(__file__)
+
+
+if __name__ == "__main__":
+    printed(measure_here())

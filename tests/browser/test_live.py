@@ -1,0 +1,312 @@
+"""The live mode as a user meets it: type, and the picture follows, in classic nodes and in Nodes 2.0."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import canvas
+import pytest
+from devhost import PACK_NAME, ROOT
+from PIL import Image
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, expect
+from running_server import RunningServer
+
+from instaflow_core.shapes.captions import parse
+from instaflow_core.shapes.judge import judge
+
+WORKFLOW = json.loads((ROOT / "workflows" / "14_live.json").read_text(encoding="utf-8"))
+SAMPLER = next(node["id"] for node in WORKFLOW["nodes"] if node["type"] == "InstaFlowSampler")
+STOCK = """async () => {
+    await app.loadGraphData({version: 0.4, nodes: [], links: [], groups: [], config: {}, extra: {}, last_node_id: 0,
+        last_link_id: 0});
+    const add = (kind, x) => {
+        const node = LiteGraph.createNode(kind);
+        node.pos = [x, 200];
+        app.graph.add(node);
+        return node;
+    };
+    const [source, live] = [add("EmptyImage", 150), add("InstaFlowLivePreview", 700)];
+    source.connect(0, live, 0);
+    source.widgets[0].value = source.widgets[1].value = 32;
+    window.source = source;
+}"""
+RED, BLUE = 0xDC2828, 0x2850DC
+
+
+class LivePage:
+    """A page with a live node, and what it asks of the server."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.queued = 0
+        self.said_wrong: list[str] = []
+        page.on("request", self._count)
+        page.on("console", self._listen)
+        self.panel = page.locator(".instaflow-live")
+        self.live, self.save = (self.panel.get_by_role("button", name=name, exact=True) for name in ("Live", "Save"))
+        self.play = self.panel.locator("button").nth(1)
+        self.picture = self.panel.locator("img")
+        self.said = self.panel.get_by_role("status")
+
+    def _count(self, request: Any) -> None:
+        self.queued += request.method == "POST" and request.url.endswith("/prompt")
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and PACK_NAME in message.text + str(message.location):
+            self.said_wrong.append(message.text)
+
+    def watch(self) -> None:
+        """From now on, note the longest queue of the server and the pictures shown."""
+        self.page.evaluate("""() => {
+            window.longest = window.shown = 0;
+            app.api.addEventListener("status", ({detail}) => {
+                if (detail) longest = Math.max(longest, detail.exec_info.queue_remaining);
+            });
+            document.addEventListener("load", ({target}) => {
+                if (target.closest?.(".instaflow-live")) shown += 1;
+            }, true);
+        }""")
+
+    def seen(self) -> Image.Image:
+        """The picture in the node."""
+        data = self.picture.evaluate("""picture => {
+            const canvas = document.createElement("canvas");
+            [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+            canvas.getContext("2d").drawImage(picture, 0, 0);
+            return canvas.toDataURL("image/png").split(",")[1];
+        }""")
+        return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
+    def until(self, holds: Callable[[Image.Image], bool], what: str) -> None:
+        """Wait until the picture is as it should be."""
+        for _ in range(300):
+            if self.picture.count() and self.picture.evaluate("picture => picture.complete") and holds(self.seen()):
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"no picture of {what} came; the node says {self.said.inner_text()!r}")
+
+    def shows(self, caption: str) -> None:
+        self.until(lambda picture: bool(judge(picture, parse(caption))), caption)
+
+    def is_coloured(self, value: int) -> None:
+        rgb = ((value >> 16) & 255, (value >> 8) & 255, value & 255)
+
+        def near(picture: Image.Image) -> bool:
+            return max(abs(a - b) for a, b in zip(picture.getpixel((9, 9)), rgb, strict=True)) < 6
+
+        self.until(near, f"the colour {rgb}")
+
+    def set_colour(self, value: int) -> None:
+        self.page.evaluate("value => source.widgets.find(w => w.name === 'color').value = value", value)
+
+    def stays_quiet(self) -> None:
+        """What was asked comes to its end, and nothing more is queued for a while."""
+        self.page.wait_for_timeout(300)
+        while any(self.page.evaluate("async () => Object.values(await (await app.api.fetchApi('/queue')).json())")):
+            self.page.wait_for_timeout(100)
+        self.page.wait_for_timeout(100)  # the last picture is decoded
+        before = self.queued
+        self.page.wait_for_timeout(700)
+        assert self.queued == before
+
+    def type_caption(self, text: str) -> None:
+        """Write `text` into the prompt's own field, as fast as keys can be sent."""
+        field = self.page.locator("textarea:visible").first
+        field.click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.type(text)
+
+
+@pytest.fixture(params=["classic", "Nodes 2.0"])
+def renderer(request: pytest.FixtureRequest, server: RunningServer) -> Iterator[str]:
+    """Who draws the nodes."""
+    setting = f"{server.url}/settings/Comfy.VueNodes.Enabled"
+    urllib.request.urlopen(setting, data=json.dumps(request.param == "Nodes 2.0").encode()).close()
+    yield request.param
+    urllib.request.urlopen(setting, data=b"false").close()
+
+
+@pytest.fixture
+def live(page: Page) -> Iterator[LivePage]:
+    """The page; that our part of it reported no error is held at the end."""
+    opened = LivePage(page)
+    yield opened
+    assert opened.said_wrong == []
+
+
+@pytest.fixture
+def stock(live: LivePage) -> LivePage:
+    """A graph of ComfyUI's own nodes that ends in the live node."""
+    live.page.evaluate(STOCK)
+    expect(live.live).to_be_visible()
+    return live
+
+
+def switch_on(live: LivePage) -> None:
+    live.live.click()
+    expect(live.live).to_have_attribute("aria-pressed", "true")
+    live.page.wait_for_function("document.querySelector('.instaflow-live img')?.naturalWidth > 0")
+    live.watch()
+
+
+def history(server: RunningServer) -> dict[str, Any]:
+    return dict(server.get_json("/history"))
+
+
+def test_typing_ends_with_the_picture_of_the_last_text(
+    renderer: str, live: LivePage, open_template: Callable[[str], None], server: RunningServer
+) -> None:
+    open_template("14_live")
+    before = set(history(server))
+    switch_on(live)
+    live.shows("a yellow star on a purple background")
+    live.type_caption("a large blue heart on a white background")
+    live.shows("a large blue heart on a white background")
+    live.stays_quiet()
+    live.shows("a large blue heart on a white background")
+    assert live.page.evaluate("longest") <= 2, "a backlog"  # the host counts one that has just ended
+    assert "ms" in live.said.inner_text()
+    assert set(history(server)) == before, "frames leave nothing in the history"
+    saved = live.page.evaluate("app.graph.serialize().nodes.find(n => n.type === 'InstaFlowLivePreview')")
+    assert not saved.get("widgets_values"), "an opened workflow would begin by itself"
+
+
+def test_play_draws_seeds_until_paused(renderer: str, live: LivePage, open_template: Callable[[str], None]) -> None:
+    open_template("14_live")
+    seed = f"app.graph.getNodeById({SAMPLER}).widgets.find(w => w.name === 'seed').value"
+    first = live.page.evaluate(seed)
+    switch_on(live)
+    live.play.click()
+    live.page.wait_for_function("shown > 6")
+    expect(live.said).to_contain_text("pictures/s")  # of two seconds; a busy machine may draw none in them
+    live.play.click()
+    live.stays_quiet()
+    assert live.page.evaluate("longest") <= 2, "a backlog"
+    assert live.page.evaluate(seed) != first
+    before, shown = live.seen(), live.page.evaluate("shown")
+    live.live.click()
+    live.live.click()  # draws the graph as it stands
+    live.page.wait_for_function("before => shown > before", arg=shown)
+    assert live.seen().tobytes() == before.tobytes(), "the seed in the node is that of the picture"
+
+
+def test_any_graph_that_ends_in_the_node_is_live(renderer: str, stock: LivePage) -> None:
+    switch_on(stock)
+    for colour in (RED, BLUE):
+        stock.set_colour(colour)
+        stock.is_coloured(colour)
+    # The same two nodes inside a subgraph, changed there.
+    stock.page.evaluate("app.graph.convertToSubgraph(new Set([source]))")
+    stock.page.evaluate("""() => {
+        window.source = app.graph._nodes.find(n => n.subgraph).subgraph._nodes.find(n => n.type === "EmptyImage");
+    }""")
+    stock.set_colour(RED)
+    stock.is_coloured(RED)
+
+
+def test_undo_and_redo_keep_it_live(renderer: str, stock: LivePage) -> None:
+    switch_on(stock)
+    for colour in (RED, BLUE):
+        stock.set_colour(colour)
+        stock.is_coloured(colour)
+        stock.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    for command, colour in (("Comfy.Undo", RED), ("Comfy.Redo", BLUE)):
+        stock.page.evaluate("name => app.extensionManager.command.execute(name)", command)
+        stock.page.evaluate("window.source = app.graph._nodes.find(node => node.type === 'EmptyImage')")
+        stock.is_coloured(colour)
+        expect(stock.live).to_have_attribute("aria-pressed", "true")
+    stock.set_colour(RED)
+    stock.is_coloured(RED)
+    stock.page.evaluate("app.loadGraphData(app.graph.serialize())")  # as opening a workflow does
+    expect(stock.live).to_have_attribute("aria-pressed", "false")
+
+
+def test_switched_off_nothing_follows(stock: LivePage) -> None:
+    switch_on(stock)
+    stock.set_colour(RED)
+    stock.is_coloured(RED)
+    stock.live.click()
+    stock.set_colour(BLUE)
+    stock.stays_quiet()
+    stock.is_coloured(RED)
+
+
+def test_an_error_stops_it_and_says_why(live: LivePage, open_template: Callable[[str], None]) -> None:
+    open_template("14_live")
+    switch_on(live)
+    guidance = f"app.graph.getNodeById({SAMPLER}).widgets.find(w => w.name === 'guidance')"
+    live.page.evaluate(f"{guidance}.value = 1.5")
+    expect(live.said).to_contain_text("Live stopped: InstaFlowSampler: ")
+    expect(live.said).to_contain_text("one-step InstaFlow")
+    expect(live.live).to_have_attribute("aria-pressed", "false")
+    live.page.evaluate(f"{guidance}.value = 1.6")
+    live.stays_quiet()
+
+
+def test_a_graph_that_the_server_refuses_stops_it(stock: LivePage) -> None:
+    switch_on(stock)
+    stock.page.evaluate("source.widgets[0].value = -5")
+    expect(stock.said).to_contain_text("Live stopped: EmptyImage: Value -5 smaller than min")
+    expect(stock.live).to_have_attribute("aria-pressed", "false")
+    stock.stays_quiet()
+
+
+def test_tabs_do_not_mix(stock: LivePage, server: RunningServer) -> None:
+    """Not even a duplicated tab, which has the first one's client id."""
+    context: BrowserContext = stock.page.context
+    name = stock.page.evaluate("window.name")
+    tab = context.new_page()
+    tab.add_init_script(f"window.name = {json.dumps(name)}")
+    tab.goto(server.url)
+    tab.wait_for_function(canvas.LOADED)
+    other = LivePage(tab)
+    tab.evaluate(STOCK)
+    switch_on(stock)
+    switch_on(other)
+    for one, two in ((RED, BLUE), (BLUE, RED), (RED, BLUE)):
+        stock.set_colour(one)
+        other.set_colour(two)
+        stock.is_coloured(one)
+        other.is_coloured(two)
+    shown = tab.evaluate("shown")
+    for colour in (BLUE, RED):
+        stock.set_colour(colour)
+        stock.is_coloured(colour)
+    assert tab.evaluate("shown") == shown
+    assert other.said_wrong == []
+
+
+@pytest.mark.parametrize("how", ["Live", "Run"])
+def test_a_picture_is_saved_with_its_workflow(stock: LivePage, server: RunningServer, how: str) -> None:
+    before = set((server.base / "output").iterdir())
+    stock.set_colour(BLUE)
+    if how == "Live":
+        switch_on(stock)
+    else:
+        stock.page.evaluate("app.queuePrompt(0)")
+    stock.is_coloured(BLUE)
+    assert set((server.base / "output").iterdir()) == before, "pictures are written when they are saved"
+    stock.save.click()
+    expect(stock.said).to_contain_text("Saved as InstaFlow_")
+    (path,) = set((server.base / "output").iterdir()) - before
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert picture.getpixel((9, 9)) == (0x28, 0x50, 0xDC)
+        workflow, prompt = (json.loads(picture.info[name]) for name in ("workflow", "prompt"))
+    assert {node["type"] for node in workflow["nodes"]} == {"EmptyImage", "InstaFlowLivePreview"}
+    assert {node["class_type"] for node in prompt.values()} == {"EmptyImage", "SaveImage"}
+
+
+def test_leaving_the_page_ends_what_it_asked(stock: LivePage, server: RunningServer) -> None:
+    switch_on(stock)
+    stock.set_colour(RED)
+    stock.is_coloured(RED)
+    stock.page.goto("about:blank")
+    stock.page.wait_for_timeout(500)
+    queue = server.get_json("/queue")
+    assert queue["queue_running"] == queue["queue_pending"] == []
