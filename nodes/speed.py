@@ -53,12 +53,12 @@ class InstaFlowAccelerate(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, model: Any, vae: Any = None, mode: str = accelerating.MODES[0], decoder: str | None = None
+        cls, model: Any, vae: Any = None, mode: str = accelerating.MODES[0], decoder: str = tiny_decoder.FULL
     ) -> io.NodeOutput:
         faster, said = accelerating.accelerated(model, mode)
         if vae is not None:
             check_vae(vae, model)
-        decoding = tiny_decoder.with_decoder(decoder or tiny_decoder.FULL, vae)
+        decoding = tiny_decoder.with_decoder(decoder, vae)
         return io.NodeOutput(faster, decoding, ui=ui.PreviewText(said) if said else None)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -212,7 +213,9 @@ METHODS = {"NoPreviews": False, "Auto": True, "Latent2RGB": True, "TAESD": True}
 
 
 @pytest.fixture
-def previews(host: Any, shapes: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def previews(
+    host: Any, shapes: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[Any]]:
     """What the browser gets of a node, as (done, total, preview), with the host set to a method of previews."""
     import comfy.cli_args
     import comfy.utils
@@ -231,7 +234,8 @@ def previews(host: Any, shapes: Any, request: pytest.FixtureRequest, monkeypatch
         "PROGRESS_BAR_HOOK",
         lambda done, total, preview, node_id=None: sent.append((done, total, preview)),
     )
-    return sent
+    yield sent
+    path.unlink()  # other tests look for, or put, a decoder there
 
 
 @pytest.mark.parametrize(("previews", "shown"), METHODS.items(), ids=METHODS, indirect=["previews"])
