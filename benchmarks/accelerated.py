@@ -37,7 +37,7 @@ def fold(host: Host, name: str, checkpoint: str, size: int, times: int) -> Row:
     return Row(f"fold/{name}", 1000 * value, "ms", "without InstaFlow Accelerate", 1000 * baseline)
 
 
-def picture(host: Host, mode: str, size: int, times: int) -> Row:
+def picture(host: Host, name: str, mode: str, size: int, times: int) -> Row:
     """Caption, step and picture with a tiny decoder, and without the node with the full one: the medians in seconds."""
     model, clip, vae = host.run("InstaFlowLoadCheckpoint", checkpoint=SD15, weight_dtype="fp32")
     faster, tiny = host.run("InstaFlowAccelerate", model=model, vae=vae, mode=mode, decoder=DECODER)
@@ -53,7 +53,7 @@ def picture(host: Host, mode: str, size: int, times: int) -> Row:
         return draw
 
     value, baseline = in_turn(drawn(faster, tiny), drawn(model, vae), times)
-    return Row("accelerate/cpu", value, "s", "eager, full decoder", baseline)
+    return Row(name, value, "s", "eager, full decoder", baseline)
 
 
 def save_decoder(base: Path) -> None:
@@ -75,7 +75,8 @@ def measure_here(size: int = 512) -> list[Row]:
         return [
             fold(host, "builtin", "built-in: shapes", 64, 300),
             fold(host, "sd15", SD15, 64, 15),
-            picture(host, "exact", size, 3),
+            picture(host, "accelerate/cpu-exact", "exact", size, 3),
+            picture(host, "accelerate/cpu", "bf16", size, 3),
         ]
 
 

@@ -32,9 +32,10 @@ class InstaFlowAccelerate(io.ComfyNode):
                     "mode",
                     options=list(accelerating.MODES),
                     default=accelerating.MODES[0],
-                    tooltip="exact: what depends on the time and the caption alone is computed once. compile: also "
-                    "torch.compile, for many pictures of the same size; it wants a compiler for the CPU, Triton for a "
-                    "GPU, and says here where it does not work.",
+                    tooltip="exact: what depends on the time and the caption alone is computed once, and attention on "
+                    "a CPU in one pass. bf16: also computes in bfloat16, on CPUs that have it; small differences. "
+                    "compile: exact with torch.compile, for many pictures of the same size; it wants a compiler for "
+                    "the CPU, Triton for a GPU, and says here where it does not work.",
                 ),
                 io.Combo.Input(
                     "decoder",

@@ -411,6 +411,110 @@ def test_patches_of_others(host: Any, one_step: Flow, change: Callable[[Any], No
     assert_same(instaflow(host, faster, positive, empty(host)), plain)
 
 
+# --- on a CPU ---
+
+
+@pytest.fixture
+def in_one_pass(host: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes that PyTorch's own attention was asked for."""
+    import comfy.ldm.modules.attention as attention
+
+    asked: list[tuple[int, ...]] = []
+    plain = attention.attention_pytorch
+
+    def counting(query: Tensor, *more: Any, **named: Any) -> Tensor:
+        asked.append(tuple(query.shape))
+        return plain(query, *more, **named)
+
+    monkeypatch.setattr(attention, "attention_pytorch", counting)
+    return asked
+
+
+@pytest.mark.parametrize("mode", ["exact", "bf16"])
+def test_attention_in_one_pass(host: Any, one_step: Flow, in_one_pass: list[Any], mode: str) -> None:
+    """Two for each transformer, where the host's choice for a CPU is another."""
+    from comfy.ldm.modules.attention import BasicTransformerBlock
+
+    model, clip, _ = one_step
+    positive = encode(host, clip)
+    instaflow(host, model, positive, empty(host))
+    assert in_one_pass == []
+    instaflow(host, accelerate(host, model, mode), positive, empty(host))
+    blocks = [m for m in model.model.diffusion_model.modules() if isinstance(m, BasicTransformerBlock)]
+    assert len(in_one_pass) == 2 * len(blocks) > 0
+
+
+def test_an_attention_that_is_chosen_stays(
+    host: Any, one_step: Flow, in_one_pass: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another node for this MODEL, or by a flag for all of the host."""
+    import comfy.ldm.modules.attention as attention
+
+    model, clip, _ = one_step
+    positive, asked = encode(host, clip), []
+
+    def of_another_node(func: Any, *tensors: Any, **more: Any) -> Tensor:
+        asked.append(func)
+        return func(*tensors, **more)
+
+    for place in ("before", "after"):
+        chosen = model.clone() if place == "before" else accelerate(host, model)
+        chosen.model_options["transformer_options"]["optimized_attention_override"] = of_another_node
+        instaflow(host, accelerate(host, chosen) if place == "before" else chosen, positive, empty(host))
+        assert asked and not in_one_pass
+        asked.clear()
+    monkeypatch.setattr(attention, "optimized_attention", attention.attention_split)
+    instaflow(host, accelerate(host, model), positive, empty(host))
+    assert not in_one_pass
+
+
+@pytest.fixture
+def bfloat16(pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a CPU with its instructions; others compute the same in more time."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+
+@pytest.mark.usefixtures("bfloat16", "lora")
+@pytest.mark.parametrize("weight_dtype", ["fp32", "bf16"])
+def test_in_bfloat16(host: Any, weight_dtype: str) -> None:
+    """Near the picture, with a LoRA too, and the MODEL that came in computes as before."""
+    import comfy.model_management as management
+
+    model, clip, _ = host.run("InstaFlowLoadCheckpoint", checkpoint="built-in: shapes", weight_dtype=weight_dtype)
+    positive = encode(host, clip)
+    # The host keeps a LoRA's weights without gradients, also when it is gone.
+    instaflow(host, with_lora(host, model, 0.5), positive, empty(host))
+    shown, before = instaflow(host, model, positive, empty(host)), model_state(model)
+    faster = accelerate(host, model, "bf16")
+    for strength in (0.0, 0.5, 0.0):
+        expected = instaflow(host, with_lora(host, model, strength), positive, empty(host))
+        for changed in (with_lora(host, faster, strength), accelerate(host, with_lora(host, model, strength), "bf16")):
+            found = instaflow(host, changed, positive, empty(host))
+            assert found.dtype == torch.float32 and not torch.equal(found, expected)
+            error = float((found - expected).square().mean().sqrt() / expected.std())
+            print(f"error {error:.1e} of the deviation")
+            assert error < 0.05
+    assert torch.equal(instaflow(host, accelerate(host, faster), positive, empty(host)), found)
+    assert torch.equal(instaflow(host, model, positive, empty(host)), shown)
+    management.load_models_gpu([model])
+    assert model_state(model) == before
+
+
+def test_bfloat16_where_it_is_no_faster(host: Any, pack: Any, one_step: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Says so on the node, and computes what the mode exact does."""
+    model, clip, _ = one_step
+    for name in ("get_capabilities", "_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, dict if name == "get_capabilities" else bool, raising=False)
+    with torch.inference_mode():
+        output = host.node("InstaFlowAccelerate").EXECUTE_NORMALIZED(model=model, mode="bf16")
+    (said,) = output.ui.as_dict()["text"]
+    assert said.startswith("This CPU has no instructions for bfloat16")
+    positive = encode(host, clip)
+    assert_same(instaflow(host, output.result[0], positive, empty(host)), instaflow(host, model, positive, empty(host)))
+    on_cpu = pack.nodes.host.on_cpu
+    assert on_cpu.no_bfloat16(torch.device("cuda")).startswith("bf16 is for CPUs; on cuda ")
+
+
 # --- what it does not take ---
 
 
