@@ -1,6 +1,6 @@
 """What importing the pack costs a host that has already imported itself.
 
-    python benchmarks/import_cost.py    measured once, in this process; one line of JSON
+    python benchmarks/import_cost.py FOLDER    measured once, in this process, the host's base there; one line of JSON
 
 Importing is once a process, so `measure` starts a process for each time.
 """
@@ -8,6 +8,7 @@ Importing is once a process, so `measure` starts a process for each time.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,20 +23,18 @@ from devhost import PACK_NAME, located
 from host_process import load_pack, open_host
 
 
-def measure_here() -> dict[str, Any]:
-    """Open the host in this process, load the pack, and return what that took.
+def measure_here(base: Path) -> dict[str, Any]:
+    """Open the host in this process on a base directory, load the pack, and return what that took.
 
     Returns:
         `seconds` the host's loader spent on the pack, `imported` the top-level modules it brought in, `nodes` their
         number.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        nodes = open_host(located(), base)
-        modules, classes = set(sys.modules), len(nodes.NODE_CLASS_MAPPINGS)
-        started = time.perf_counter()
-        load_pack(nodes, base / "custom_nodes" / PACK_NAME)
-        seconds = time.perf_counter() - started
+    nodes = open_host(located(), base)
+    modules, classes = set(sys.modules), len(nodes.NODE_CLASS_MAPPINGS)
+    started = time.perf_counter()
+    load_pack(nodes, base / "custom_nodes" / PACK_NAME)
+    seconds = time.perf_counter() - started
     pack = {name for name in sys.modules if PACK_NAME in name}
     return {
         "seconds": seconds,
@@ -44,13 +43,22 @@ def measure_here() -> dict[str, Any]:
     }
 
 
-def measure(times: int = 1) -> dict[str, Any]:
-    """Measure in `times` fresh processes; `seconds` is the median of theirs."""
-    command = [sys.executable, __file__]
-    printed = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout for _ in range(times)]
-    runs = [json.loads(text.splitlines()[-1]) for text in printed]
-    return {**runs[0], "seconds": statistics.median(run["seconds"] for run in runs)}
+def once(base: Path) -> dict[str, Any]:
+    """As `measure_here`, in a process of its own, which keeps under `base` what Python compiles, and finds it there
+    the next time: as a host does, also where this process was told to keep nothing."""
+    kept = {**os.environ, "PYTHONPYCACHEPREFIX": str(base / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, __file__, str(base)]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=kept).stdout
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return result
+
+
+def measure(times: int) -> tuple[float, float]:
+    """Seconds of the first start after an installation, which compiles the pack, and the median of later ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        first, *later = [once(Path(folder))["seconds"] for _ in range(1 + times)]
+    return first, statistics.median(later)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_here()))
+    print(json.dumps(measure_here(Path(sys.argv[1]))))

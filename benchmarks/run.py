@@ -52,7 +52,9 @@ def machine() -> str:
 
 
 def importing() -> list[Row]:
-    return [Row("import", 1000 * import_cost.measure(times=5)["seconds"], "ms")]
+    """Of later starts, and of the first, which compiles the pack's files."""
+    first, later = import_cost.measure(times=5)
+    return [Row("import", 1000 * later, "ms"), Row("import/first", 1000 * first, "ms")]
 
 
 def server() -> list[Row]:
