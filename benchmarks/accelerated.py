@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import in_turn, printed, rows_of
+import torch
+from measuring import all_in_turn, in_turn, printed, rows_of
 from node_times import SD15, Host
 from rows import Row
 
@@ -20,21 +21,43 @@ DECODER = "random_decoder.safetensors"
 CAPTIONS = ("a yellow star on a purple background", "a red circle on a white background")
 
 
+def stepping(host: Host, clip: Any, size: int) -> Callable[[Any], Callable[[int], object]]:
+    """For a MODEL what draws one step of a seed, of a caption that stays."""
+    (positive,) = host.run("CLIPTextEncode", clip=clip, text=CAPTIONS[0])
+    (latent,) = host.run("EmptyLatentImage", width=size, height=size, batch_size=1)
+    given = {"positive": positive, "latent_image": latent, "steps": 1}
+    return lambda model: lambda seed: host.run("InstaFlowSampler", model=model, seed=seed, **given)
+
+
 def fold(host: Host, name: str, checkpoint: str, size: int, times: int) -> Row:
     """One step with and without, in turn, a caption that stays: the medians in milliseconds."""
     model, clip, _ = host.run("InstaFlowLoadCheckpoint", checkpoint=checkpoint, weight_dtype="default")
     (faster, _) = host.run("InstaFlowAccelerate", model=model, mode="exact")
-    (positive,) = host.run("CLIPTextEncode", clip=clip, text=CAPTIONS[0])
-    (latent,) = host.run("EmptyLatentImage", width=size, height=size, batch_size=1)
-
-    def step(with_model: Any) -> Callable[[int], None]:
-        def run(seed: int) -> None:
-            host.run("InstaFlowSampler", model=with_model, positive=positive, latent_image=latent, seed=seed, steps=1)
-
-        return run
-
+    step = stepping(host, clip, size)
     value, baseline = in_turn(step(faster), step(model), times)
     return Row(f"fold/{name}", 1000 * value, "ms", "without InstaFlow Accelerate", 1000 * baseline)
+
+
+def pieces(host: Host, size: int, times: int) -> list[Row]:
+    """One step with attention in the host's slices instead, and one whose convolutions have channels last."""
+    from comfy.patcher_extension import WrappersMP
+
+    model, clip, _ = host.run("InstaFlowLoadCheckpoint", checkpoint=SD15, weight_dtype="fp32")
+    (faster, _) = host.run("InstaFlowAccelerate", model=model, mode="exact")
+    sliced, channels_last = faster.clone(), faster.clone()
+    options = sliced.model_options["transformer_options"]
+    options["optimized_attention_override"] = lambda hosts_own, *tensors, **more: hosts_own(*tensors, **more)
+    channels_last.add_wrapper_with_key(
+        WrappersMP.DIFFUSION_MODEL,
+        "channels last",
+        lambda unet, x, *more, **named: unet(x.contiguous(memory_format=torch.channels_last), *more, **named),
+    )
+    step = stepping(host, clip, size)
+    plain, of_slices, of_channels = all_in_turn([step(each) for each in (faster, sliced, channels_last)], times)
+    return [
+        Row("accelerate/attention", plain, "s", "attention in ComfyUI's slices", of_slices),
+        Row("accelerate/channels-last", of_channels, "s", "channels first", plain),
+    ]
 
 
 def picture(host: Host, name: str, mode: str, size: int, times: int) -> Row:
@@ -75,6 +98,7 @@ def measure_here(size: int = 512) -> list[Row]:
         return [
             fold(host, "builtin", "built-in: shapes", 64, 300),
             fold(host, "sd15", SD15, 64, 15),
+            *pieces(host, size, 3),
             picture(host, "accelerate/cpu-exact", "exact", size, 3),
             picture(host, "accelerate/cpu", "bf16", size, 3),
         ]

@@ -97,7 +97,7 @@ def drawn_nodes(page: Page) -> tuple[float, dict[int, Drawn]]:
     return measured["scale"], nodes
 
 
-def set_up(url: str, vue_nodes: bool) -> None:
+def set_up(url: str, vue_nodes: bool, minimap: bool = True) -> None:
     """Choose the kind of nodes for visits to the server at `url`, and make them second ones: no Templates, no tour,
     no panel that an earlier visit left open, no other language."""
     settings = {
@@ -105,6 +105,7 @@ def set_up(url: str, vue_nodes: bool) -> None:
         "Comfy.TutorialCompleted": True,
         "Comfy.OnboardingCoachmarks.Seen": ["appMode"],
         "Comfy.RightSidePanel.IsOpen": False,
+        "Comfy.Minimap.Visible": minimap,
         "Comfy.Locale": "en",
     }
     for name, value in settings.items():

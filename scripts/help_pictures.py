@@ -23,9 +23,9 @@ from plain_graphs import Plain, plain_graph
 from playwright.sync_api import Page, sync_playwright
 
 FOLDER = ROOT / "web" / "docs"
-WIDTHS = (1000, 900, 800)  # of a picture, the largest that goes into LIMIT
-QUALITIES = (70, 60, 50, 40, 30)  # of a WebP, the same; below them letters blur
-LIMIT = 30_000  # bytes of a picture with its graph
+WIDTHS = (1400, 1200, 1000, 900, 800)  # of a picture, the largest that goes into LIMIT
+QUALITIES = (70, 60, 50, 40)  # of a WebP, the same; below them letters blur
+LIMIT = 40_000  # bytes of a picture with its graph
 MARGIN = 12  # around the nodes, in pixels of the page
 TRAINING = {
     "InstaFlowTriplets",
@@ -34,6 +34,11 @@ TRAINING = {
     "InstaFlowDistill",
 }  # what runs long with its defaults
 EXIF_MAKE = 0x010F  # where ComfyUI looks for a workflow in a WebP
+
+# What a node shows of its run is there; Nodes 2.0 says so in words until it is.
+SHOWN = """() => Object.values(app.nodeOutputs).some(output => output.images?.length)
+    && [...document.querySelectorAll('[data-node-id] img')].every(image => image.complete && image.naturalWidth)
+    && ![...document.querySelectorAll('[data-node-id]')].some(node => node.textContent.includes('Loading'))"""
 
 # Columns by how far a node is from the loaders, each no higher than its nodes; then the whole of it in view.
 ARRANGE = """() => {
@@ -52,7 +57,7 @@ def main() -> None:
         info = ComfyClient(server.url).object_info()
         kinds = sys.argv[1:] or [name for name, said in info.items() if PACK_NAME in said["python_module"]]
         chromium = playwright.chromium.launch(executable_path=browser.executable(), args=list(browser.FLAGS))
-        set_up(server.url, vue_nodes=True)
+        set_up(server.url, vue_nodes=True, minimap=False)
         page = chromium.new_page(viewport={"width": 1920, "height": 1200})
         page.set_default_timeout(120_000)
         visit(page, server.url)
@@ -71,7 +76,7 @@ def picture(page: Page, kind: str, graph: Graph) -> bytes:
     kinds = {node["class_type"] for node in graph.values()}
     if "PreviewImage" in kinds and not TRAINING & kinds:
         page.get_by_role("button", name="Run", exact=True).first.click()
-        page.wait_for_function("Object.values(app.nodeOutputs).some(output => output.images?.length)")
+        page.wait_for_function(SHOWN)
     page.evaluate(ARRANGE)
     show_graph(page)
     _, drawn = drawn_nodes(page)
