@@ -27,7 +27,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """value / baseline_value."""
+        """value / baseline_value; None where either was not taken, or there is nothing to divide by."""
         return self.value / self.baseline_value if self.value is not None and self.baseline_value else None
 
     def record(self, device: str) -> dict[str, Any]:
@@ -42,4 +42,5 @@ class Row:
         text = f"{self.name:24} {self.value:9.4g} {self.unit:11}"
         if self.baseline_value is None:
             return text.rstrip()
-        return f"{text} {self.baseline}: {self.baseline_value:.4g}, ratio {self.ratio:.3f}"
+        ratio = "" if self.ratio is None else f", ratio {self.ratio:.3f}"
+        return f"{text} {self.baseline}: {self.baseline_value:.4g}{ratio}"

@@ -3,7 +3,7 @@
     python3 scripts/devhost.py benchmarks/run.py                 all parts
     python3 scripts/devhost.py benchmarks/run.py sampler load    these; the rows of others stay as they are
 
-A part that fails is reported, and the exit code is then 1; the rows of the others are written all the same.
+The rows of a part are written when it is done; one that fails is reported, and the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 """What can be measured, in this order."""
 
 
-def measured(parts: list[str], device: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of these parts, printed as they come, and the parts that failed."""
-    records, failed = [], []
+def measured(parts: list[str], device: str) -> list[str]:
+    """Measure these parts; print and write the rows of each as they come. The parts that failed."""
+    failed = []
     for part in parts:
         try:
             rows = PARTS[part]()
@@ -101,17 +101,19 @@ def measured(parts: list[str], device: str) -> tuple[list[dict[str, Any]], list[
             traceback.print_exc()
             failed.append(part)
             continue
+        write([row.record(device) for row in rows])
         for row in rows:
             print(row.line(), flush=True)
-            records.append(row.record(device))
-    return records, failed
+    return failed
 
 
-def with_others(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """These records, after those of other names that an earlier run has left."""
+def write(records: list[dict[str, Any]]) -> None:
+    """Put these records after those of other names that are there."""
     earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     names = {record["name"] for record in records}
-    return [record for record in earlier if record["name"] not in names] + records
+    with replacing(RESULTS) as temporary:
+        others = [record for record in earlier if record["name"] not in names]
+        temporary.write_text(json.dumps(others + records, indent=2) + "\n")
 
 
 def main() -> int:
@@ -123,10 +125,11 @@ def main() -> int:
         parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     device = machine()
     print(device)
-    records, failed = measured(parts or list(PARTS), device)
-    with replacing(RESULTS) as temporary:
-        temporary.write_text(json.dumps(with_others(records) if parts else records, indent=2) + "\n")
-    print(RESULTS.relative_to(ROOT))
+    if not parts:
+        RESULTS.unlink(missing_ok=True)
+    failed = measured(parts or list(PARTS), device)
+    if RESULTS.exists():
+        print(RESULTS.relative_to(ROOT))
     if failed:
         print(f"Failed: {', '.join(failed)}. What they said is above.", file=sys.stderr)
     return 1 if failed else 0

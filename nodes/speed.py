@@ -54,12 +54,12 @@ class InstaFlowAccelerate(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, model: Any, vae: Any = None, mode: str = accelerating.MODES[0], decoder: str = tiny_decoder.FULL
+        cls, model: Any, vae: Any = None, mode: str = accelerating.MODES[0], decoder: str | None = None
     ) -> io.NodeOutput:
         faster, said = accelerating.accelerated(model, mode)
         if vae is not None:
             check_vae(vae, model)
-        decoding = tiny_decoder.with_decoder(decoder, vae)
+        decoding = tiny_decoder.with_decoder(tiny_decoder.FULL if decoder is None else decoder, vae)
         return io.NodeOutput(faster, decoding, ui=ui.PreviewText(said) if said else None)
 
     @classmethod

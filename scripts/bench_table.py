@@ -40,7 +40,9 @@ def _line(record: dict[str, Any]) -> str:
         return f"| `{record['name']}` | not run: {record['reason']} | | |"
     beside, ratio = "", ""
     if record["baseline_value"] is not None:
-        beside, ratio = f"{record['baseline']}: {_number(record['baseline_value'])}", f"{record['ratio']:.2f}"
+        beside = f"{record['baseline']}: {_number(record['baseline_value'])}"
+    if record["ratio"] is not None:
+        ratio = f"{record['ratio']:.2f}"
     return f"| `{record['name']}` | {_number(record['value'])} {record['unit']} | {beside} | {ratio} |"
 
 

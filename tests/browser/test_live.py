@@ -35,7 +35,7 @@ STOCK = """async () => {
     source.widgets[0].value = source.widgets[1].value = 32;
     window.source = source;
 }"""
-RED, BLUE = 0xDC2828, 0x2850DC
+BLACK, RED, BLUE = 0, 0xDC2828, 0x2850DC
 
 
 class LivePage:
@@ -211,17 +211,21 @@ def test_any_graph_that_ends_in_the_node_is_live(renderer: str, stock: LivePage)
 
 def test_undo_and_redo_keep_it_live(renderer: str, stock: LivePage) -> None:
     switch_on(stock)
-    for colour in (RED, BLUE):
+    for colour in (BLACK, RED):
         stock.set_colour(colour)
         stock.is_coloured(colour)
-        stock.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
-    for command, colour in (("Comfy.Undo", RED), ("Comfy.Redo", BLUE)):
+        # As the page notes a change that was made by hand; older ones call it otherwise.
+        stock.page.evaluate("""() => {
+            const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+            tracker.captureCanvasState ? tracker.captureCanvasState() : tracker.checkState();
+        }""")
+    for command, colour in (("Comfy.Undo", BLACK), ("Comfy.Redo", RED)):
         stock.page.evaluate("name => app.extensionManager.command.execute(name)", command)
         stock.page.evaluate("window.source = app.graph._nodes.find(node => node.type === 'EmptyImage')")
         stock.is_coloured(colour)
         expect(stock.live).to_have_attribute("aria-pressed", "true")
-    stock.set_colour(RED)
-    stock.is_coloured(RED)
+    stock.set_colour(BLUE)
+    stock.is_coloured(BLUE)
     stock.page.evaluate("app.loadGraphData(app.graph.serialize())")  # as opening a workflow does
     expect(stock.live).to_have_attribute("aria-pressed", "false")
 

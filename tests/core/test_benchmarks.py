@@ -95,3 +95,8 @@ def test_growth_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
     assert path.name == "growth-batch.webp"
     with Image.open(path) as chart:
         assert chart.getextrema() != ((255, 255),) * 3
+
+
+def test_a_row_beside_nothing_is_printed() -> None:
+    """So little memory that the system counted none of it."""
+    assert Row("growth/steps-1/memory", 0.01, "GB", "1 times steps 1", 0.0).line().endswith("1 times steps 1: 0")
