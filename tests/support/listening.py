@@ -28,10 +28,12 @@ def listening(url: str, client_id: str) -> Iterator[list[Message]]:
             aiohttp.ClientSession(url) as session,
             session.ws_connect(f"/ws?clientId={client_id}", max_msg_size=0) as socket,
         ):
-            while not over.is_set():
+            while True:
                 try:
                     message = await socket.receive(timeout=0.1)
                 except asyncio.TimeoutError:  # of Python 3.10, which is not TimeoutError
+                    if over.is_set():  # and what was on its way has come
+                        return
                     continue
                 if message.type is aiohttp.WSMsgType.BINARY:
                     messages.append(message.data)
