@@ -77,8 +77,9 @@ def picture(page: Page, kind: str, graph: Graph) -> bytes:
     if "PreviewImage" in kinds and not TRAINING & kinds:
         page.get_by_role("button", name="Run", exact=True).first.click()
         page.wait_for_function(SHOWN)
-    page.evaluate(ARRANGE)
-    show_graph(page)
+    for _ in range(2):  # nodes grow as they come into view, and the page fits what it knew before
+        page.evaluate(ARRANGE)
+        show_graph(page)
     _, drawn = drawn_nodes(page)
     left, top = (min(getattr(box, side) for box in drawn.values()) - MARGIN for side in ("left", "top"))
     right, bottom = (max(getattr(box, side) for box in drawn.values()) + MARGIN for side in ("right", "bottom"))
