@@ -142,7 +142,7 @@ def test_help_page_shows_an_example_that_can_be_opened(host: Any, node_id: str) 
     assert "## Example" in page
     assert f"]({node_id}.webp)" in page
     path = ROOT / "web" / "docs" / f"{node_id}.webp"
-    assert path.stat().st_size <= 30_000
+    assert path.stat().st_size <= 40_000
     with Image.open(path) as picture:
         assert picture.width > 400
         kind, graph = picture.getexif()[0x010F].split(":", 1)
