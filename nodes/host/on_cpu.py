@@ -30,7 +30,7 @@ def _in_one_pass(_: Any, *tensors: Any, **more: Any) -> Any:
 
 def no_bfloat16(device: torch.device) -> str | None:
     """Why a model on this device is not faster in bfloat16, in words; None where it is: a CPU that multiplies in it by
-    instructions of its own. Others take longer for it than for float32."""
+    instructions of its own (of those for ARM PyTorch says nothing). Others take longer for it than for float32."""
     if device.type != "cpu":
         return (
             f"bf16 is for CPUs; on {device} ComfyUI has chosen the fastest type already. Computed as in the mode exact."
@@ -38,6 +38,9 @@ def no_bfloat16(device: torch.device) -> str | None:
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     # Older versions of PyTorch ask one by one.
     asked = [getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile")]
-    if any(asked) or any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16")):
+    if any(asked) or any(known.get(name) for name in ("avx512_bf16", "amx_bf16")):
         return None
-    return "This CPU has no instructions for bfloat16, so it would be slower. Computed as in the mode exact."
+    return (
+        "This CPU has no instructions for bfloat16 (AVX512-BF16 or AMX), so it would be slower. "
+        "Computed as in the mode exact."
+    )
