@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -125,19 +124,13 @@ def test_a_pipe_beside_weights_hides_no_node(server: Any, models: Path) -> None:
         folder.rmdir()
 
 
-@pytest.mark.parametrize("name", ["a list", "a count in a text", "ten billion triplets"])
-def test_a_set_that_lies(name: str, server: Any, models: Path) -> None:
-    change, says = SETS[name]
-    folder = server.base / "output" / "instaflow" / "triplets" / name.replace(" ", "-")
-    new_set(folder)
-    change(folder)
-    graph = picture("teacher.safetensors")
-    graph["7"] = {"class_type": "InstaFlowLoadTriplets", "inputs": {"name": folder.name, "clip": ["1", 1]}}
-    graph["8"] = {
+def reflow(model: str, triplets: str) -> Graph:
+    """A short training of the MODEL of one node on the triplets of another."""
+    return {
         "class_type": "InstaFlowReflow",
         "inputs": {
-            "model": ["1", 0],
-            "triplets": ["7", 0],
+            "model": [model, 0],
+            "triplets": [triplets, 0],
             "iterations": 1,
             "batch_size": 1,
             "learning_rate": 1e-5,
@@ -148,11 +141,23 @@ def test_a_set_that_lies(name: str, server: Any, models: Path) -> None:
             "name": "hostile",
         },
     }
+
+
+@pytest.mark.parametrize("name", ["a list", "a count in a text", "ten billion triplets"])
+def test_a_set_that_lies(name: str, server: Any, models: Path) -> None:
+    change, says = SETS[name]
+    folder = server.base / "output" / "instaflow" / "triplets" / name.replace(" ", "-")
+    new_set(folder)
+    change(folder)
+    files = sorted(path.name for path in folder.iterdir())
+    graph = picture("teacher.safetensors")
+    graph["7"] = {"class_type": "InstaFlowLoadTriplets", "inputs": {"name": folder.name, "clip": ["1", 1]}}
+    graph["8"] = reflow("1", "7")
     graph["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 1]}}
     for number in "23456":
         del graph[number]
     fails(server, graph, "InstaFlowLoadTriplets", says, folder.name)
-    assert json.dumps(sorted(path.name for path in folder.iterdir()))
+    assert files and sorted(path.name for path in folder.iterdir()) == files
 
 
 @pytest.mark.parametrize("name", ["JSON nested 100,000 deep", "pictures for texts", "a field of 200,000 characters"])
@@ -177,21 +182,7 @@ def test_prompts_that_are_none(name: str, server: Any, models: Path) -> None:
             "name": "of-hostile-prompts",
         },
     }
-    graph["3"] = {
-        "class_type": "InstaFlowReflow",
-        "inputs": {
-            "model": ["1", 0],
-            "triplets": ["2", 0],
-            "iterations": 1,
-            "batch_size": 1,
-            "learning_rate": 1e-5,
-            "ema": 0.9,
-            "method": "full",
-            "resume": False,
-            "seed": 0,
-            "name": "hostile",
-        },
-    }
+    graph["3"] = reflow("1", "2")
     graph["4"] = {"class_type": "PreviewImage", "inputs": {"images": ["3", 1]}}
     fails(server, graph, "InstaFlowTriplets", says, file.name)
     assert not (server.base / "output" / "instaflow" / "triplets" / "of-hostile-prompts").exists()
