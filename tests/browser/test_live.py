@@ -64,17 +64,21 @@ class LivePage:
         """From now on, note the longest queue of the server and the pictures shown."""
         self.page.evaluate("""() => {
             window.longest = window.shown = 0;
-            app.api.addEventListener("status", ({detail}) => {
-                if (detail) longest = Math.max(longest, detail.exec_info.queue_remaining);
-            });
+            const {api} = app; // a connection of the test's own: the page's tells little while the live mode draws
+            const server = new WebSocket(`ws://${api.api_host}${api.api_base}/ws?clientId=test${Math.random()}`);
+            server.onmessage = ({data}) => {
+                const {type, data: {status}} = typeof data === "string" ? JSON.parse(data) : {data: {}};
+                if (type === "status") longest = Math.max(longest, status.exec_info.queue_remaining);
+            };
             document.addEventListener("load", ({target}) => {
                 if (target.closest?.(".instaflow-live")) shown += 1;
             }, true);
         }""")
 
     def seen(self) -> Image.Image:
-        """The picture in the node."""
-        data = self.picture.evaluate("""picture => {
+        """The picture in the node, once the last frame of it is loaded."""
+        data = self.picture.evaluate("""async picture => {
+            while (!picture.naturalWidth) await new Promise(requestAnimationFrame);
             const canvas = document.createElement("canvas");
             [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
             canvas.getContext("2d").drawImage(picture, 0, 0);
@@ -85,7 +89,7 @@ class LivePage:
     def until(self, holds: Callable[[Image.Image], bool], what: str) -> None:
         """Wait until the picture is as it should be."""
         for _ in range(300):
-            if self.picture.count() and self.picture.evaluate("picture => picture.complete") and holds(self.seen()):
+            if self.picture.count() and holds(self.seen()):
                 return
             self.page.wait_for_timeout(100)
         raise AssertionError(f"no picture of {what} came; the node says {self.said.inner_text()!r}")
@@ -193,6 +197,29 @@ def test_play_draws_seeds_until_paused(renderer: str, live: LivePage, open_templ
     live.live.click()  # draws the graph as it stands
     live.page.wait_for_function("before => shown > before", arg=shown)
     assert live.seen().tobytes() == before.tobytes(), "the seed in the node is that of the picture"
+
+
+def test_the_page_hears_little_of_the_queue_while_it_plays_and_all_at_the_end(
+    live: LivePage, open_template: Callable[[str], None]
+) -> None:
+    open_template("14_live")
+    live.page.evaluate("""() => {
+        window.tell = app.api.dispatchCustomEvent;
+        window.heard = [];
+        app.api.addEventListener("status", ({detail}) => heard.push([performance.now(), detail]));
+    }""")
+    switch_on(live)
+    live.play.click()
+    live.page.wait_for_function("shown > 12")
+    assert live.page.evaluate("heard.length") > 0, "it goes on hearing"
+    times = [time for time, _ in live.page.evaluate("heard")]
+    apart = [second - first for first, second in zip(times, times[1:], strict=False)]
+    assert min(apart, default=500) > 400  # no timer fires early, however busy the machine is
+    live.live.click()
+    live.page.wait_for_function("heard.at(-1)[1].exec_info.queue_remaining === 0")
+    assert live.page.evaluate("app.api.dispatchCustomEvent === tell"), "the page's own way of telling is back"
+    live.page.evaluate("app.api.dispatchCustomEvent('status', null)")
+    assert live.page.evaluate("heard.at(-1)[1]") is None
 
 
 def test_any_graph_that_ends_in_the_node_is_live(renderer: str, stock: LivePage) -> None:
