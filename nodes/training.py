@@ -443,7 +443,7 @@ def _trained(stage: str, inputs: TrainingInputs, **only_here: Any) -> io.NodeOut
         def in_parts(number: int) -> StageResult:
             return train(
                 init,
-                storage,
+                [storage],
                 _config(stage, inputs, number, device, only_here),
                 out,
                 inputs.resume or number > parts[0],  # then it is this node's own run

@@ -143,7 +143,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     """The arguments that both trainings take; the defaults are the paper's."""
     parser.add_argument("--init", required=True, metavar="NAME|PATH", help=f"where to start: {CHECKPOINT_HELP}")
     add_prediction(parser)
-    parser.add_argument("--triplets", required=True, metavar="FOLDER", help="a set of triplets: a folder or a URL")
+    parser.add_argument(
+        "--triplets",
+        required=True,
+        action="append",
+        metavar="FOLDER",
+        help="a set of triplets: a folder or a URL; given several times, every batch holds as many of each set",
+    )
     add_loop(parser, batch_size=64, lr=1e-6, schedule="constant", ema=0.9999)
     parser.add_argument("--method", choices=METHODS, default="full", help="all weights, or a LoRA (default full)")
     parser.add_argument("--rank", type=int, default=64, help="of the LoRA (default 64)")
@@ -189,11 +195,12 @@ def _train(options: argparse.Namespace, stage: str, **only_here: Any) -> None:
         validation_prompts=tuple(prompts),
         **only_here,
     )
-    checkpoint, storage = load_said(options.init, options.prediction), Storage(options.triplets)
+    checkpoint = load_said(options.init, options.prediction)
+    storages = [Storage(folder) for folder in options.triplets]
     with progress_bar(stage, options.iterations) as progress, stopping() as stop:
         trained = train(
             checkpoint,
-            storage,
+            storages,
             config,
             options.out,
             options.resume,

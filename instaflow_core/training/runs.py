@@ -4,7 +4,7 @@
 "distill" it makes that flow's one-step student (section 3), from a set that the flow made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..triplets.format import SetInfo, read_info
-from ..triplets.reading import SetReader
+from ..triplets.reading import SetReader, SetsInTurn, open_sets
 from ..triplets.storage import Storage
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import WEIGHT_ENDINGS, fingerprint
@@ -58,7 +58,7 @@ class StageResult:
 
 def train(
     init: Checkpoint,
-    storage: Storage,
+    storages: Sequence[Storage],
     config: StageConfig,
     out: Path,
     resume: bool = False,
@@ -77,7 +77,7 @@ def train(
 
     Args:
         init: the teacher for reflow; the 2-rectified flow for distillation.
-        storage: where the set of triplets is.
+        storages: where the set of triplets is; of several, every batch holds as many of each.
         resume: go on with the run in `work`, if there is one.
         device: "cpu" to stay off an accelerator; otherwise accelerate's choice.
         progress: called after each step with (steps done, its loss); may raise to cancel, which leaves a checkpoint.
@@ -97,7 +97,7 @@ def train(
     work = work or work_folder(out)
     lora = lora or work / "lora.safetensors"
     _check(config, out, device)
-    reader = SetReader(storage, config.seed)
+    reader = open_sets(storages, config.seed)
     _check_latents(init, reader.info)
     record = record_of(init, reader.info, config)
     with alone_in_run(work, device):
@@ -170,7 +170,7 @@ def equal_parts(batch_size: int, storage: Storage, loss: str) -> list[int]:
     return [parts for parts in range(1, batch_size + 1) if batch_size % parts == 0 and batch_size // parts <= most]
 
 
-def _first(reader: SetReader) -> tuple[list[str], Tensor]:
+def _first(reader: SetReader | SetsInTurn) -> tuple[list[str], Tensor]:
     """Prompts of the set, each once, but the empty one; and up to LOOKED_AT latents of such."""
     first = reader.read(range(min(256, len(reader))))
     said = [row for row, text in enumerate(first.texts) if text] or list(range(len(first.texts)))

@@ -63,6 +63,33 @@ class SetInfo:
         return torch.stack([indexed_noise(self.seed, i, self.latent_shape) for i in indices])
 
 
+@dataclass(frozen=True)
+class InTurn(SetInfo):
+    """Several sets as one, whose index i is number i // n of set i % n of the n in `sets`."""
+
+    sets: tuple[SetInfo, ...] = ()
+
+    def noise(self, indices: Sequence[int]) -> Tensor:
+        """As of one set; each set has its own seed."""
+        count = len(self.sets)
+        return torch.cat([self.sets[i % count].noise([i // count]) for i in indices])
+
+
+def in_turn(sets: Sequence[SetInfo]) -> InTurn:
+    """Sets of latents of one shape as one.
+
+    Raises:
+        ValueError: their latents have different shapes.
+    """
+    shapes = {info.latent_shape for info in sets}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The sets of triplets hold latents of different shapes: {', '.join(map(str, sorted(shapes)))}. "
+            "Train on sets of pictures of one size."
+        )
+    return InTurn(sum(info.count for info in sets), 0, shapes.pop(), sets=tuple(sets))
+
+
 @dataclass(eq=False)
 class Triplets:
     """Some triplets of a set, in an order of their own: their indices, texts, and latents x_1 (N, C, H, W) float16."""

@@ -4,6 +4,7 @@ The set may be larger than memory or disk, on any filesystem.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate, groupby
@@ -11,7 +12,7 @@ from itertools import accumulate, groupby
 import torch
 
 from ..flow.noise import indexed_generator
-from .format import SetInfo, Triplets, joined, read_info, read_shard
+from .format import SetInfo, Triplets, in_turn, joined, read_info, read_shard
 from .storage import Storage
 
 BLOCK = 16384
@@ -111,6 +112,40 @@ class SetReader:
         held = self._block[0] if self._block else None
         if shards != held and (self._ahead is None or self._ahead[0] != shards):
             self._ahead = shards, self._thread.submit(_read, self.storage, self._whole, shards, self.info.count)
+
+
+class SetsInTurn:
+    """Several sets as one endless sequence: a triplet of each in turn, so that every batch holds as many of each,
+    however large they are.
+
+    Raises:
+        ValueError: their latents have different shapes.
+    """
+
+    def __init__(self, readers: Sequence[SetReader]) -> None:
+        self.readers = readers
+        self.info = in_turn([reader.info for reader in readers])
+
+    def __len__(self) -> int:
+        return self.info.count
+
+    def read(self, positions: range) -> Triplets:
+        """The triplets at these positions of the sequence."""
+        count, parts, places = len(self.readers), list[Triplets](), list[int]()
+        for number, reader in enumerate(self.readers):
+            mine = [position for position in positions if position % count == number]
+            if mine:
+                read = reader.read(range(mine[0] // count, mine[-1] // count + 1))
+                indices = [count * index + number for index in read.indices]
+                parts.append(Triplets(self.info, indices, read.texts, read.latents))
+                places += mine
+        return joined(parts).rows(sorted(range(len(places)), key=places.__getitem__))
+
+
+def open_sets(storages: Sequence[Storage], seed: int) -> SetReader | SetsInTurn:
+    """A set, or several in turn, in the orders of a seed. Raises as `SetReader` and `SetsInTurn`."""
+    readers = [SetReader(storage, seed) for storage in storages]
+    return SetsInTurn(readers) if len(readers) > 1 else readers[0]
 
 
 def _read(storage: Storage, info: SetInfo, shards: _Shards, count: int) -> Triplets:

@@ -7,6 +7,7 @@ import io
 import json
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import canvas
@@ -213,7 +214,7 @@ def test_the_page_hears_little_of_the_queue_while_it_plays_and_all_at_the_end(
     live.page.wait_for_function("shown > 12")
     assert live.page.evaluate("heard.length") > 0, "it goes on hearing"
     times = [time for time, _ in live.page.evaluate("heard")]
-    apart = [second - first for first, second in zip(times, times[1:], strict=False)]
+    apart = [second - first for first, second in pairwise(times)]
     assert min(apart, default=500) > 400  # no timer fires early, however busy the machine is
     live.live.click()
     live.page.wait_for_function("heard.at(-1)[1].exec_info.queue_remaining === 0")

@@ -41,7 +41,7 @@ def test_a_second_training_in_a_folder_is_refused_and_the_first_goes_on(
         said.append(capsys.readouterr().err)
         assert content(tmp_path) == before
 
-    train(small_checkpoint("teacher", "epsilon"), Storage(begun / "teacher-set"), config, out, progress=second)
+    train(small_checkpoint("teacher", "epsilon"), [Storage(begun / "teacher-set")], config, out, progress=second)
     assert len(said) == 3
     for line in said:
         assert f"Another run is at work in {tmp_path / 'one.training'}. Wait for its end or stop it" in line

@@ -47,9 +47,9 @@ def triplets(place: Path, teacher: str, out: str, *more: str) -> list[str]:
     return ["triplets", *names, *sizes, "--out", str(place / out), *more]
 
 
-def training(stage: str, place: Path, init: str, out: str, *more: str) -> list[str]:
-    """The command that trains `init`.safetensors in a folder on its teacher-set for 6 iterations."""
-    names = ["--init", str(place / f"{init}.safetensors"), "--triplets", str(place / "teacher-set")]
+def training(stage: str, place: Path, init: str, out: str, *more: str, of: str | Path = "teacher-set") -> list[str]:
+    """The command that trains `init`.safetensors in a folder on the set `of` there for 6 iterations."""
+    names = ["--init", str(place / f"{init}.safetensors"), "--triplets", str(place / of)]
     numbers = ["--iterations", "6", "--batch-size", "4", "--lr", "1e-3", "--warmup", "2", "--ema", "0.9"]
     rest = ["--checkpoint-every", "2", "--sample-every", "3", "--device", "cpu", "--out", str(place / out)]
     return [stage, *names, *numbers, *rest, *more]

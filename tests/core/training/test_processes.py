@@ -37,10 +37,10 @@ def test_killed_runs_end_as_undisturbed_ones(folder, tmp_path):
     def commands(place: Path) -> list[tuple[list[str], list[Callable[[], Callable[[], bool]]]]]:
         made = triplets(folder, "teacher", "x", "--count", "700", "--steps", "4", "--out", str(place / "set"))
         many = ("--iterations", "60", "--checkpoint-every", "5", "--sample-every", "20", "--resume")
-        over = ("--triplets", str(place / "set"))
-        reflow = training("reflow", folder, "teacher", "x", *many, *over, "--out", str(place / "2rf.safetensors"))
+        out = ("--out", str(place / "2rf.safetensors"))
+        reflow = training("reflow", folder, "teacher", "x", *many, *out, of=place / "set")
         many += ("--on-policy", "0.5")
-        distill = training("distill", place, "2rf", "x", *many, *over, "--out", str(place / "one.safetensors"))
+        distill = training("distill", place, "2rf", "one.safetensors", *many, of="set")
         shards = [lambda name=name: (place / "set" / name).exists for name in ("set.json", "shard-000000.parquet")]
 
         def states(run: str) -> list[Callable[[], Callable[[], bool]]]:

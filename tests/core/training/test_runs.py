@@ -50,6 +50,19 @@ def test_a_training_ends_in_a_checkpoint_that_says_what_it_is(folder, capsys, st
     assert main(["generate", "--checkpoint", str(out), "--prompt", "x", "--device", "cpu", "--out", str(picture)]) == 0
 
 
+def test_two_sets_take_turns_and_the_result_names_both(folder, capsys):
+    kept = folder / "kept-set"
+    assert main(triplets(folder, "flow", kept.name, "--seed", "4")) == 0
+    command = training("distill", folder, "flow", "both.safetensors", "--triplets", str(kept))
+    assert main(command) == 0
+    sets = json.loads(load(folder / "both.safetensors").metadata["instaflow.training"])["triplets"]["sets"]
+    assert [one["seed"] for one in sets] == [7, 4]
+    SetWriter(Storage(folder / "larger"), SetInfo(1, 0, (4, 16, 16))).write(["a"], lambda _, noise: noise, batch_size=1)
+    command = training("distill", folder, "flow", "neither.safetensors", "--triplets", str(folder / "larger"))
+    assert main(command) == 2
+    assert "latents of different shapes: (4, 8, 8), (4, 16, 16)" in capsys.readouterr().err
+
+
 def test_samples_are_drawn_from_prompts_that_are_named(folder):
     (folder / "wanted.txt").write_text("\n".join(f"a picture of {i}" for i in range(20)))
     sheets = []
@@ -127,7 +140,7 @@ def test_the_metadata_of_the_start_is_inherited_where_it_still_holds(folder):
 def test_an_unknown_choice_is_named(folder, name):
     config = replace(StageConfig("reflow", LoopConfig(1)), **{name: "new"})
     with pytest.raises(ValueError, match=f"Unknown {name} 'new'; expected one of"):
-        train(load(folder / "teacher.safetensors"), Storage(str(folder / "teacher-set")), config, folder / "x")
+        train(load(folder / "teacher.safetensors"), [Storage(str(folder / "teacher-set"))], config, folder / "x")
 
 
 def test_what_is_there_is_not_trained_over(folder, capsys):
@@ -194,7 +207,7 @@ def test_bad_input_for_training_is_one_clear_line(folder, capsys, monkeypatch, t
 def test_one_gpu_of_several_is_not_chosen_by_its_number(folder):
     init, storage = load(folder / "teacher.safetensors"), Storage(str(folder / "teacher-set"))
     with pytest.raises(ValueError, match="Give cuda, and hide the others: CUDA_VISIBLE_DEVICES=1"):
-        train(init, storage, StageConfig("reflow", LoopConfig(1)), folder / "x", device="cuda:1")
+        train(init, [storage], StageConfig("reflow", LoopConfig(1)), folder / "x", device="cuda:1")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from instaflow_core.flow.noise import indexed_noise
 from instaflow_core.triplets import reading
 from instaflow_core.triplets.format import SetInfo, Triplets
-from instaflow_core.triplets.reading import SetReader, last_triplets
+from instaflow_core.triplets.reading import SetReader, SetsInTurn, last_triplets
 from instaflow_core.triplets.storage import Storage
 from instaflow_core.triplets.writing import SetWriter
 
@@ -102,6 +102,24 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_where_that_block_is_used(
 def test_a_folder_without_a_set_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no set of triplets"):
         SetReader(Storage(tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_sets_take_turns_each_in_its_own_order(storage, tmp_path, count):
+    for number in range(1, count):
+        writer = SetWriter(Storage(tmp_path / str(number)), SetInfo(9, 70 + number, SHAPE))
+        writer.write([f"another {i}" for i in range(9)], lambda _, noise: noise + 1, 4)
+    places = [storage, *(Storage(tmp_path / str(number)) for number in range(1, count))]
+    alone = [SetReader(place, 1).read(range(20)) for place in places]
+    reader = SetsInTurn([SetReader(place, 1) for place in places])
+    together = reader.read(range(20 * count))
+    assert together.texts == [alone[i % count].texts[i // count] for i in range(20 * count)]
+    assert torch.equal(together.latents, torch.stack([part.latents for part in alone], 1).flatten(0, 1))
+    assert torch.equal(together.noise(), torch.stack([part.noise() for part in alone], 1).flatten(0, 1))
+    some = reader.read(range(7, 12))
+    assert some.texts == together.texts[7:12]
+    assert torch.equal(some.noise(), together.noise()[7:12])
+    assert len(reader) == 23 + 9 * (count - 1)
 
 
 @pytest.mark.parametrize("held_out", [3, 4, 9])
