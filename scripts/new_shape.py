@@ -1,7 +1,8 @@
 """docs/one-step-finetunes.md, what in it is not a command of this pack: a teacher learns a shape that no built-in model
 has drawn, and the captions with it and without it are counted. The host takes no part.
 
-python scripts/new_shape.py teach --out FOLDER   teacher.safetensors and captions.txt; goes on where it was stopped
+python scripts/new_shape.py teach --out FOLDER   teacher.safetensors, new.txt and old.txt, captions with the shape and without;
+                                                 goes on where it was stopped
 python scripts/new_shape.py judge CHECKPOINT...  a line each: shares of captions drawn right
 """
 
@@ -44,9 +45,9 @@ from instaflow_core.weights.saving import save  # noqa: E402
 NAME = "arrow"
 ARROW = [(0.0, -1.0), (1.0, 0.0), (0.4, 0.0), (0.4, 1.0), (-0.4, 1.0), (-0.4, 0.0), (-1.0, 0.0)]
 """It points up. The text encoder has never read the word, and the autoencoder never seen the shape."""
-PICTURES, PROMPTS, BATCH, DROPPED, SEED = 1024, 1024, 32, 0.1, 21
-"""Half of the pictures and of the captions are of the new shape; a tenth of a batch is without its caption, as the
-teacher's were."""
+PICTURES, PROMPTS, BATCH, DROPPED, SEED = 1024, 2048, 32, 0.1, 21
+"""Half of the pictures are of the new shape, and as many prompts as that are written of each kind; a tenth of a batch is
+without its caption, as the teacher's were."""
 LEARNING = LoopConfig(300, 6e-4, 30, "cosine", 0.0, 0.98, checkpoint_minutes=1)
 _SAMPLES = 8
 
@@ -61,8 +62,10 @@ def captions(count: int, seed: int, held_out: bool = False) -> list[Caption]:
 def teach(folder: Path, learning: LoopConfig, count: int) -> Path:
     """Finetune the built-in teacher on pictures of both, as Stable Diffusion is; the path of what comes of it."""
     path = folder / "teacher.safetensors"
-    with replacing(folder / "captions.txt") as temporary:
-        temporary.write_text("".join(f"{caption}\n" for caption in captions(PROMPTS, SEED)), encoding="utf-8")
+    for name, shapes in (("new", (NAME,)), ("old", SHAPES)):
+        with replacing(folder / f"{name}.txt") as temporary:
+            said = sample_captions(PROMPTS, SEED, shapes=shapes)
+            temporary.write_text("".join(f"{caption}\n" for caption in said), encoding="utf-8")
     if path.exists():
         return path
     init = load("built-in: shapes-teacher")

@@ -226,7 +226,7 @@ def stand_ins(folder: Path) -> None:
     (folder / "arrow").mkdir()
     save(small_checkpoint("teacher", "epsilon", seed=5), folder / "arrow" / "teacher.safetensors")
     captions = sample_captions(4, 5)
-    for name in ("captions.txt", "PROMPTS.txt", "arrow/captions.txt"):
+    for name in ("captions.txt", "PROMPTS.txt", "arrow/new.txt", "arrow/old.txt"):
         (folder / name).write_text("\n".join(map(str, captions)), encoding="utf-8")
     (folder / "photos").mkdir()
     for number, caption in enumerate(captions):
