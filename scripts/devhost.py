@@ -183,8 +183,8 @@ def _make_environment(environment: Path, comfyui: Path) -> None:
     print(f"installing into {environment.relative_to(ROOT)}", flush=True)
     _call(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv")
     listed = [argument for file in files for argument in ("--requirement", str(file))]
-    # Compiled once: where Python may not keep what it compiles (PYTHONDONTWRITEBYTECODE), each of the hundreds of programs
-    # that the tests start would do it again, for half of its time.
+    # Compiled once: where Python may not keep what it compiles (PYTHONDONTWRITEBYTECODE), each of the hundreds of
+    # programs that the tests start would do it again, for half of its time.
     installing = ("-m", "uv", "pip", "install", "--compile-bytecode", "--python", str(python))
     _call(python, *installing, *TORCH, *TREE_UNLISTED, *listed)
     _write_stamp(environment, key)

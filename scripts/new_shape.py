@@ -1,8 +1,8 @@
 """docs/one-step-finetunes.md, what in it is not a command of this pack: a teacher learns a shape that no built-in model
 has drawn, and the captions with it and without it are counted. The host takes no part.
 
-python scripts/new_shape.py teach --out FOLDER   teacher.safetensors, new.txt and old.txt, captions with the shape and without;
-                                                 goes on where it was stopped
+python scripts/new_shape.py teach --out FOLDER   teacher.safetensors; new.txt and old.txt, captions with the shape
+                                                 and without; goes on where it was stopped
 python scripts/new_shape.py judge CHECKPOINT...  a line each: shares of captions drawn right
 """
 
@@ -46,8 +46,8 @@ NAME = "arrow"
 ARROW = [(0.0, -1.0), (1.0, 0.0), (0.4, 0.0), (0.4, 1.0), (-0.4, 1.0), (-0.4, 0.0), (-1.0, 0.0)]
 """It points up. The text encoder has never read the word, and the autoencoder never seen the shape."""
 PICTURES, PROMPTS, BATCH, DROPPED, SEED = 1024, 2048, 32, 0.1, 21
-"""Half of the pictures are of the new shape, and as many prompts as that are written of each kind; a tenth of a batch is
-without its caption, as the teacher's were."""
+"""Pictures, half of them of the new shape; prompts of each kind; and the share of a batch without its caption, as the
+teacher's had."""
 LEARNING = LoopConfig(300, 6e-4, 30, "cosine", 0.0, 0.98, checkpoint_minutes=1)
 _SAMPLES = 8
 

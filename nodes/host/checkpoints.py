@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_base
@@ -24,6 +25,7 @@ from torch import Tensor
 from .compatibility import call_supported
 from .configs import check_config, unet_config, vae_config
 from .few_step import FewStepSampling
+from .model_files import modified
 from .model_sampling import InstaFlowSampling
 from .perflow import perflow_of
 
@@ -65,11 +67,10 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool
     Raises:
         FormatError: the weights do not fill the UNet their configuration describes.
     """
-    from ...instaflow_core.weights.files import check_finite
     from ...instaflow_core.weights.matching import rows_of, to_ldm
     from ...instaflow_core.weights.saving import described_part
 
-    check_finite(checkpoint.unet, _name(checkpoint))
+    _check_finite(checkpoint, "unet")
     weights = to_ldm(checkpoint.unet, rows_of("unet", checkpoint.unet_config), "")
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
@@ -107,13 +108,12 @@ def build_clip(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool 
     Raises:
         FormatError: the checkpoint has no text encoder, or not the one its configuration describes.
     """
-    from ...instaflow_core.weights.files import check_finite
     from ...instaflow_core.weights.saving import described_part
 
     if checkpoint.text_encoder is None or checkpoint.text_config is None:
         raise _without("text encoder")
     check_config("text encoder", checkpoint.text_config)
-    check_finite(checkpoint.text_encoder, _name(checkpoint))
+    _check_finite(checkpoint, "text_encoder")
     width = checkpoint.text_config["hidden_size"]
     encoder = partial(
         comfy.sd1_clip.SDClipModel,
@@ -149,14 +149,13 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     Raises:
         FormatError: the checkpoint has no VAE, or not the one its configuration describes.
     """
-    from ...instaflow_core.weights.files import check_finite
     from ...instaflow_core.weights.layouts import LATENT_SCALE
     from ...instaflow_core.weights.matching import rows_of, to_ldm
     from ...instaflow_core.weights.saving import described_part
 
     if checkpoint.vae is None or checkpoint.vae_config is None:
         raise _without("VAE")
-    check_finite(checkpoint.vae, _name(checkpoint))
+    _check_finite(checkpoint, "vae")
     weights = to_ldm(checkpoint.vae, rows_of("vae", checkpoint.vae_config), "")
     if checkpoint.vae_config["_class_name"] == "AutoencoderTiny":
         # Its latents are as the UNet takes them; the host hands a VAE latents divided by SD's scale.
@@ -168,8 +167,25 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     return vae
 
 
-def _name(checkpoint: Checkpoint) -> str:
-    return "this checkpoint" if checkpoint.source is None else checkpoint.source.name
+_finite: dict[Path, object] = {}
+"""The sources whose UNets were found finite, and how their files stood then."""
+
+
+def _check_finite(checkpoint: Checkpoint, part: str) -> None:
+    """Raise FormatError where a weight of a part is NaN or infinite.
+
+    Reading them all takes up to a third of a load, so a UNet whose files have not changed since is not read for it
+    again; other parts may lie in files beside the source.
+    """
+    from ...instaflow_core.weights.files import check_finite
+
+    weights, source = getattr(checkpoint, part), checkpoint.source
+    state = modified(str(source)) if source and part == "unet" else None
+    if source and state and _finite.get(source) == state:
+        return
+    check_finite(weights, source.name if source else "this checkpoint")
+    if source and state:
+        _finite[source] = state
 
 
 def predictions() -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -403,6 +404,26 @@ def test_a_checkpoint_that_was_written_again_is_loaded_again(host: Any, litter: 
             **{name: "built-in: shapes"}, weight_dtype="fp16"
         )
         assert kind.fingerprint_inputs(weight_dtype="fp32") == []  # another node gives the name
+
+
+def test_weights_are_looked_through_once_as_long_as_their_file_stays(
+    host: Any, pack: Any, litter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = litter / "checkpoints" / "again.safetensors"
+    checkpoint = small_checkpoint("one-step")
+    save(checkpoint, path)
+    load_all(host, path.name)
+    files = importlib.import_module(f"{pack.__name__}.instaflow_core.weights.files")
+    looked: list[Any] = []
+    plain = files._is_finite
+    monkeypatch.setattr(files, "_is_finite", lambda tensor: looked.append(tensor.numel()) or plain(tensor))
+    load_all(host, path.name)
+    others = sum(tensor.numel() for part in (checkpoint.text_encoder, checkpoint.vae) for tensor in part.values())
+    assert sum(looked) == others, "all but the UNet, whose file is known"
+    checkpoint.unet["conv_in.bias"][0] = torch.nan
+    save(checkpoint, path)
+    with pytest.raises(ValueError, match=r"holds numbers in conv_in\.bias that are NaN or infinite"):
+        load_all(host, path.name)
 
 
 def test_a_model_of_v_is_sampled_by_the_host_as_one_and_saved_as_one(host: Any, litter: Path, pack: Any) -> None:
