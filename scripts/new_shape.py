@@ -62,10 +62,12 @@ def captions(count: int, seed: int, held_out: bool = False) -> list[Caption]:
 def teach(folder: Path, learning: LoopConfig, count: int) -> Path:
     """Finetune the built-in teacher on pictures of both, as Stable Diffusion is; the path of what comes of it."""
     path = folder / "teacher.safetensors"
-    for name, shapes in (("new", (NAME,)), ("old", SHAPES)):
+    for name, prompts in (
+        ("new", sample_captions(PROMPTS, SEED, shapes=(NAME,))),
+        ("old", sample_captions(PROMPTS, SEED)),
+    ):
         with replacing(folder / f"{name}.txt") as temporary:
-            said = sample_captions(PROMPTS, SEED, shapes=shapes)
-            temporary.write_text("".join(f"{caption}\n" for caption in said), encoding="utf-8")
+            temporary.write_text("".join(f"{caption}\n" for caption in prompts), encoding="utf-8")
     if path.exists():
         return path
     init = load("built-in: shapes-teacher")

@@ -167,25 +167,26 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     return vae
 
 
-_finite: dict[Path, object] = {}
-"""The sources whose UNets were found finite, and how their files stood then."""
+_finite: dict[tuple[Path, str], object] = {}
+"""The parts of sources that were found finite, and how their files stood then."""
 
 
 def _check_finite(checkpoint: Checkpoint, part: str) -> None:
     """Raise FormatError where a weight of a part is NaN or infinite.
 
-    Reading them all takes up to a third of a load, so a UNet whose files have not changed since is not read for it
-    again; other parts may lie in files beside the source.
+    Reading them all takes up to a third of a load, so what lies in files that have not changed since is not read for it
+    again. What is no UNet may lie beside a single file, in one that another wrote.
     """
     from ...instaflow_core.weights.files import check_finite
 
     weights, source = getattr(checkpoint, part), checkpoint.source
-    state = modified(str(source)) if source and part == "unet" else None
-    if source and state and _finite.get(source) == state:
-        return
-    check_finite(weights, source.name if source else "this checkpoint")
-    if source and state:
-        _finite[source] = state
+    if source is None:
+        return check_finite(weights, "this checkpoint")
+    # An object is equal to none before it.
+    state = modified(str(source)) if part == "unet" or source.is_dir() else object()
+    if _finite.get((source, part)) != state:
+        check_finite(weights, source.name)
+        _finite[source, part] = state
 
 
 def predictions() -> tuple[str, ...]:

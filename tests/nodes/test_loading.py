@@ -406,24 +406,31 @@ def test_a_checkpoint_that_was_written_again_is_loaded_again(host: Any, litter: 
         assert kind.fingerprint_inputs(weight_dtype="fp32") == []  # another node gives the name
 
 
+@pytest.mark.parametrize(("source", "again"), [("again.safetensors", ("text_encoder", "vae")), ("again", ())])
 def test_weights_are_looked_through_once_as_long_as_their_file_stays(
-    host: Any, pack: Any, litter: Path, monkeypatch: pytest.MonkeyPatch
+    host: Any, pack: Any, litter: Path, monkeypatch: pytest.MonkeyPatch, source: str, again: tuple[str, ...]
 ) -> None:
-    path = litter / "checkpoints" / "again.safetensors"
+    """What is no UNet may lie in a file beside a single one."""
     checkpoint = small_checkpoint("one-step")
-    save(checkpoint, path)
-    load_all(host, path.name)
+
+    def write() -> None:
+        if source.endswith(".safetensors"):
+            save(checkpoint, litter / "checkpoints" / source)
+        else:
+            save_folder(checkpoint, litter / "diffusers" / source)
+
+    write()
+    load_all(host, source)
     files = importlib.import_module(f"{pack.__name__}.instaflow_core.weights.files")
-    looked: list[Any] = []
+    looked: list[int] = []
     plain = files._is_finite
     monkeypatch.setattr(files, "_is_finite", lambda tensor: looked.append(tensor.numel()) or plain(tensor))
-    load_all(host, path.name)
-    others = sum(tensor.numel() for part in (checkpoint.text_encoder, checkpoint.vae) for tensor in part.values())
-    assert sum(looked) == others, "all but the UNet, whose file is known"
+    load_all(host, source)
+    assert sum(looked) == sum(tensor.numel() for part in again for tensor in getattr(checkpoint, part).values())
     checkpoint.unet["conv_in.bias"][0] = torch.nan
-    save(checkpoint, path)
+    write()
     with pytest.raises(ValueError, match=r"holds numbers in conv_in\.bias that are NaN or infinite"):
-        load_all(host, path.name)
+        load_all(host, source)
 
 
 def test_a_model_of_v_is_sampled_by_the_host_as_one_and_saved_as_one(host: Any, litter: Path, pack: Any) -> None:
