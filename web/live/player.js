@@ -4,7 +4,6 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { Connection } from "./connection.js";
 import { drawSeeds, fingerprint, inputOf, nodesOf, upstream } from "./graph.js";
-import * as quiet from "./quiet.js";
 import { forget, interrupt, newId, queue, takeBack } from "./server.js";
 import { t } from "./words.js";
 
@@ -47,7 +46,6 @@ export class Player {
     this.#on.set(node, onError);
     this.#asked = "";
     this.#stale = true;
-    quiet.begin();
     if (!this.#timer) this.#look();
   }
 
@@ -167,7 +165,6 @@ export class Player {
 
   #callOff(options) {
     this.playing = false;
-    quiet.end();
     this.#connection?.close();
     this.#connection = null;
     const ids = [...this.#flying.keys()];
