@@ -82,11 +82,13 @@ def picture(host: Host, name: str, mode: str, size: int, times: int) -> Row:
 def ends(whole: Row, size: int, times: int) -> Row:
     """What is left of a picture's two ends, all of it a few sums: x_0 + v, the latent scale, and bytes of the picture's
     numbers; beside the whole picture."""
+    from instaflow_core.weights.layouts import LATENT_SCALE
+
     start, velocity = torch.randn(2, 1, 4, size // 8, size // 8)
     picture = torch.rand(1, size, size, 3)
 
     def compute(_: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return (start + velocity) / 0.18215, (255 * picture).round().to(torch.uint8)
+        return (start + velocity) / LATENT_SCALE, (255 * picture).round().to(torch.uint8)
 
     return Row("accelerate/ends", all_in_turn([compute], times)[0], "s", "a whole picture", whole.value)
 
@@ -107,14 +109,15 @@ def measure_here(size: int = 512) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         host = Host(Path(folder), file=False)
         save_decoder(Path(folder))
-        rows = [
+        whole = picture(host, "accelerate/cpu", "bf16", size, 3)
+        return [
             fold(host, "builtin", "built-in: shapes", 64, 300),
             fold(host, "sd15", SD15, 64, 15),
             *pieces(host, size, 3),
             picture(host, "accelerate/cpu-exact", "exact", size, 3),
-            picture(host, "accelerate/cpu", "bf16", size, 3),
+            whole,
+            ends(whole, size, 50),
         ]
-        return [*rows, ends(rows[-1], size, 50)]
 
 
 def measure() -> list[Row]:

@@ -52,10 +52,10 @@ LEARNING = LoopConfig(300, 6e-4, 30, "cosine", 0.0, 0.98, checkpoint_minutes=1)
 _SAMPLES = 8
 
 
-def captions(count: int, seed: int, held_out: bool = False) -> list[Caption]:
+def captions(count: int, seed: int) -> list[Caption]:
     """Captions of the new shape and of the old ones in turn."""
-    new = sample_captions(count - count // 2, seed, held_out, shapes=(NAME,))
-    old = sample_captions(count // 2, seed, held_out)
+    new = sample_captions(count - count // 2, seed, shapes=(NAME,))
+    old = sample_captions(count // 2, seed)
     return [(new if i % 2 == 0 else old)[i // 2] for i in range(count)]
 
 

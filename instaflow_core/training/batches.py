@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..flow.noise import indexed_generator
 from ..text import encode_prompts
-from ..triplets.reading import SetReader, SetsInTurn
+from ..triplets.reading import Reader
 
 TIMES = ("uniform", "u-shaped")
 _STEEPNESS = 4.0
@@ -80,12 +80,7 @@ class SetBatches:
     """
 
     def __init__(
-        self,
-        reader: SetReader | SetsInTurn,
-        text_encoder: Any,
-        batch_size: int,
-        time_seed: int = 0,
-        times: str = TIMES[0],
+        self, reader: Reader, text_encoder: Any, batch_size: int, time_seed: int = 0, times: str = TIMES[0]
     ) -> None:
         self.reader, self.states, self.batch_size = reader, PromptStates(text_encoder), batch_size
         self.time_seed, self.times = time_seed, times

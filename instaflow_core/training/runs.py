@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..triplets.format import SetInfo, read_info
-from ..triplets.reading import SetReader, SetsInTurn, open_sets
+from ..triplets.reading import Reader, open_sets
 from ..triplets.storage import Storage
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import WEIGHT_ENDINGS, fingerprint
@@ -170,7 +170,7 @@ def equal_parts(batch_size: int, storage: Storage, loss: str) -> list[int]:
     return [parts for parts in range(1, batch_size + 1) if batch_size % parts == 0 and batch_size // parts <= most]
 
 
-def _first(reader: SetReader | SetsInTurn) -> tuple[list[str], Tensor]:
+def _first(reader: Reader) -> tuple[list[str], Tensor]:
     """Prompts of the set, each once, but the empty one; and up to LOOKED_AT latents of such."""
     first = reader.read(range(min(256, len(reader))))
     said = [row for row, text in enumerate(first.texts) if text] or list(range(len(first.texts)))

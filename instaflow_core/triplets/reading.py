@@ -133,7 +133,7 @@ class SetsInTurn:
         """The triplets at these positions of the sequence."""
         count, parts, places = len(self.readers), list[Triplets](), list[int]()
         for number, reader in enumerate(self.readers):
-            mine = [position for position in positions if position % count == number]
+            mine = positions[(number - positions.start) % count :: count]
             if mine:
                 read = reader.read(range(mine[0] // count, mine[-1] // count + 1))
                 indices = [count * index + number for index in read.indices]
@@ -142,7 +142,11 @@ class SetsInTurn:
         return joined(parts).rows(sorted(range(len(places)), key=places.__getitem__))
 
 
-def open_sets(storages: Sequence[Storage], seed: int) -> SetReader | SetsInTurn:
+Reader = SetReader | SetsInTurn
+"""What a training reads from."""
+
+
+def open_sets(storages: Sequence[Storage], seed: int) -> Reader:
     """A set, or several in turn, in the orders of a seed. Raises as `SetReader` and `SetsInTurn`."""
     readers = [SetReader(storage, seed) for storage in storages]
     return SetsInTurn(readers) if len(readers) > 1 else readers[0]

@@ -64,21 +64,18 @@ class LivePage:
         """From now on, note the longest queue of the server and the pictures shown."""
         self.page.evaluate("""() => {
             window.longest = window.shown = 0;
-            const {api} = app; // a connection of the test's own hears each change, however busy the page is
-            const server = new WebSocket(`ws://${api.api_host}${api.api_base}/ws?clientId=test${Math.random()}`);
-            server.onmessage = ({data}) => {
-                const {type, data: {status}} = typeof data === "string" ? JSON.parse(data) : {data: {}};
-                if (type === "status") longest = Math.max(longest, status.exec_info.queue_remaining);
-            };
+            app.api.addEventListener("status", ({detail}) => {
+                if (detail) longest = Math.max(longest, detail.exec_info.queue_remaining);
+            });
             document.addEventListener("load", ({target}) => {
                 if (target.closest?.(".instaflow-live")) shown += 1;
             }, true);
         }""")
 
     def seen(self) -> Image.Image:
-        """The picture in the node, once the last frame of it is loaded."""
+        """The picture in the node; one that is just being loaded is waited for, a few seconds at most."""
         data = self.picture.evaluate("""async picture => {
-            while (!picture.naturalWidth) await new Promise(requestAnimationFrame);
+            for (let frame = 0; !picture.naturalWidth && frame < 300; frame++) await new Promise(requestAnimationFrame);
             const canvas = document.createElement("canvas");
             [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
             canvas.getContext("2d").drawImage(picture, 0, 0);
@@ -89,7 +86,7 @@ class LivePage:
     def until(self, holds: Callable[[Image.Image], bool], what: str) -> None:
         """Wait until the picture is as it should be."""
         for _ in range(300):
-            if self.picture.count() and holds(self.seen()):
+            if self.picture.count() and self.picture.evaluate("picture => picture.complete") and holds(self.seen()):
                 return
             self.page.wait_for_timeout(100)
         raise AssertionError(f"no picture of {what} came; the node says {self.said.inner_text()!r}")

@@ -37,8 +37,7 @@ def test_killed_runs_end_as_undisturbed_ones(folder, tmp_path):
     def commands(place: Path) -> list[tuple[list[str], list[Callable[[], Callable[[], bool]]]]]:
         made = triplets(folder, "teacher", "x", "--count", "700", "--steps", "4", "--out", str(place / "set"))
         many = ("--iterations", "60", "--checkpoint-every", "5", "--sample-every", "20", "--resume")
-        out = ("--out", str(place / "2rf.safetensors"))
-        reflow = training("reflow", folder, "teacher", "x", *many, *out, of=place / "set")
+        reflow = training("reflow", folder, "teacher", str(place / "2rf.safetensors"), *many, of=place / "set")
         many += ("--on-policy", "0.5")
         distill = training("distill", place, "2rf", "one.safetensors", *many, of="set")
         shards = [lambda name=name: (place / "set" / name).exists for name in ("set.json", "shard-000000.parquet")]
