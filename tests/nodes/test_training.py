@@ -443,9 +443,9 @@ def made_by_trainings(pack: Any, monkeypatch: pytest.MonkeyPatch) -> list[weakre
         return made
 
     for room, names in {
-        "training.runs": ("build_unet", "build_text_encoder", "SetReader", "SetBatches"),
+        "training.runs": ("build_unet", "build_text_encoder", "SetBatches"),
         "training.trainee": ("new_optimizer", "AveragedModel"),
-        "triplets.reading": ("joined",),
+        "triplets.reading": ("SetReader", "joined"),
     }.items():
         module = importlib.import_module(f"{pack.__name__}.instaflow_core.{room}")
         for name in names:
