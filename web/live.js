@@ -12,9 +12,9 @@ const KIND = "InstaFlowLivePreview";
 const HEIGHT = 200; // px, the least that shows a picture
 
 const panels = new WeakMap(); // live node -> its Panel
-const readsWorkflow = new Set(); // node classes that are handed the workflow
+const hidden = new Map(); // node class -> what the host hands its nodes beside their inputs
 let kept = { playing: false, nodes: [] }; // what is live while Undo or Redo puts all nodes of the graph in anew
-const player = new Player({ needsWorkflow: (kind) => readsWorkflow.has(kind), seen: showFrame });
+const player = new Player({ isHanded: (kind, input) => hidden.get(kind)?.includes(input), seen: showFrame });
 
 function addPanel(node) {
   const panel = new Panel();
@@ -34,12 +34,13 @@ function addPanel(node) {
     show();
   };
   panel.play.onclick = () => {
-    player.playing = !player.playing;
+    if (player.playing) player.pause();
+    else player.play();
     show();
   };
   panel.save.onclick = async () => {
     try {
-      const files = await save(panel.shown, player.asked(panel.shown.prompt_id));
+      const files = await save(panel.shown);
       panel.say(t("Saved as {0}", files.join(", ")));
     } catch (error) {
       panel.say(error.message, true);
@@ -67,12 +68,13 @@ function toKeep() {
   return [...nodesOf(app.rootGraph ?? app.graph)].filter(([, node]) => player.isOn(node));
 }
 
-function showFrame(announced, picture) {
+/** milliseconds: what the picture took, where that is known. */
+function showFrame(announced, picture, milliseconds) {
   for (const [id, node] of nodesOf(app.rootGraph ?? app.graph)) {
     const panel = id === announced.node && panels.get(node);
     if (!panel) continue;
     panel.shown = announced;
-    panel.frame(picture, announced.index, announced.count, player.since(announced.prompt_id));
+    panel.frame(picture, announced.index, announced.count, milliseconds);
   }
 }
 
@@ -82,8 +84,8 @@ app.registerExtension({
   init: learn,
 
   beforeRegisterNodeDef(_, definition) {
-    const hidden = Object.values(definition.input?.hidden ?? {}).flat();
-    if (hidden.includes("EXTRA_PNGINFO")) readsWorkflow.add(definition.name);
+    if (definition.name === KIND) return; // as an output node it is handed the workflow, and does not read it
+    hidden.set(definition.name, Object.values(definition.input?.hidden ?? {}).flat());
   },
 
   nodeCreated(node) {
@@ -98,7 +100,7 @@ app.registerExtension({
     if (!kept.nodes.length) return;
     const now = new Map(nodesOf(app.rootGraph ?? app.graph));
     for (const [, node] of kept.nodes) player.stop(node); // those in a subgraph are not told that they went
-    player.playing = kept.playing;
+    if (kept.playing) player.play();
     for (const [id] of kept.nodes) panels.get(now.get(id))?.start();
   },
 

@@ -12,7 +12,7 @@ from typing import Any
 import canvas
 import pytest
 from devhost import PACK_NAME, ROOT
-from PIL import Image
+from PIL import Image, ImageChops
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, expect
 from running_server import RunningServer
 
@@ -21,6 +21,7 @@ from instaflow_core.shapes.judge import judge
 
 WORKFLOW = json.loads((ROOT / "workflows" / "14_live.json").read_text(encoding="utf-8"))
 SAMPLER = next(node["id"] for node in WORKFLOW["nodes"] if node["type"] == "InstaFlowSampler")
+LIVE_NODE = "InstaFlowLivePreview"
 STOCK = """async () => {
     await app.loadGraphData({version: 0.4, nodes: [], links: [], groups: [], config: {}, extra: {}, last_node_id: 0,
         last_link_id: 0});
@@ -43,7 +44,7 @@ class LivePage:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.queued = 0
+        self.prompts: list[dict[str, Any]] = []
         self.said_wrong: list[str] = []
         page.on("request", self._count)
         page.on("console", self._listen)
@@ -54,7 +55,8 @@ class LivePage:
         self.said = self.panel.get_by_role("status")
 
     def _count(self, request: Any) -> None:
-        self.queued += request.method == "POST" and request.url.endswith("/prompt")
+        if request.method == "POST" and request.url.endswith("/prompt"):
+            self.prompts.append(request.post_data_json["prompt"])
 
     def _listen(self, message: ConsoleMessage) -> None:
         if message.type == "error" and PACK_NAME in message.text + str(message.location):
@@ -94,6 +96,14 @@ class LivePage:
     def shows(self, caption: str) -> None:
         self.until(lambda picture: bool(judge(picture, parse(caption))), caption)
 
+    def shows_the_graph(self) -> None:
+        """The picture is what the graph in the page asks for, its seed among that; asked by switching off and on."""
+        before, shown = self.seen(), self.page.evaluate("shown")
+        self.live.click()
+        self.live.click()
+        self.page.wait_for_function("before => shown > before", arg=shown)
+        assert self.seen().tobytes() == before.tobytes()
+
     def is_coloured(self, value: int) -> None:
         rgb = ((value >> 16) & 255, (value >> 8) & 255, value & 255)
 
@@ -111,9 +121,13 @@ class LivePage:
         while any(self.page.evaluate("async () => Object.values(await (await app.api.fetchApi('/queue')).json())")):
             self.page.wait_for_timeout(100)
         self.page.wait_for_timeout(100)  # the last picture is decoded
-        before = self.queued
+        before = len(self.prompts)
         self.page.wait_for_timeout(700)
-        assert self.queued == before
+        assert len(self.prompts) == before
+
+    def asks_for_several(self) -> bool:
+        """Whether some prompt asked for more than one picture."""
+        return any(sum(node["class_type"] == LIVE_NODE for node in prompt.values()) > 1 for prompt in self.prompts)
 
     def type_caption(self, text: str) -> None:
         """Write `text` into the prompt's own field, as fast as keys can be sent."""
@@ -184,16 +198,119 @@ def test_play_draws_seeds_until_paused(renderer: str, live: LivePage, open_templ
     switch_on(live)
     live.play.click()
     live.page.wait_for_function("shown > 6")
+    while not live.asks_for_several():
+        live.page.wait_for_timeout(100)
     expect(live.said).to_contain_text("pictures/s")  # of two seconds; a busy machine may draw none in them
     live.play.click()
     live.stays_quiet()
     assert live.page.evaluate("longest") <= 2, "a backlog"
     assert live.page.evaluate(seed) != first
-    before, shown = live.seen(), live.page.evaluate("shown")
-    live.live.click()
-    live.live.click()  # draws the graph as it stands
-    live.page.wait_for_function("before => shown > before", arg=shown)
-    assert live.seen().tobytes() == before.tobytes(), "the seed in the node is that of the picture"
+    live.shows_the_graph()
+
+
+def test_a_change_is_drawn_while_it_plays(
+    renderer: str, live: LivePage, open_template: Callable[[str], None], server: RunningServer
+) -> None:
+    """What was asked before it, several pictures and more that wait, is called off and leaves nothing behind."""
+    open_template("14_live")
+    before = set(history(server))
+    switch_on(live)
+    live.play.click()
+    for caption in ("a large red circle on a black background", "a small green ring on a white background"):
+        shown = live.page.evaluate("shown")
+        live.page.wait_for_function("before => shown > before + 20", arg=shown)
+        live.type_caption(caption)
+        live.shows(caption)
+    live.play.click()
+    live.stays_quiet()
+    live.shows_the_graph()
+    live.stays_quiet()
+    assert set(history(server)) == before
+    expect(live.live).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_picture_of_several_is_saved_as_it_was_made(
+    live: LivePage, open_template: Callable[[str], None], server: RunningServer
+) -> None:
+    """Its own seed, under the page's own ids."""
+    open_template("14_live")
+    switch_on(live)
+    live.play.click()
+    while not live.asks_for_several():
+        live.page.wait_for_timeout(100)
+    shown = live.page.evaluate("shown")
+    live.page.wait_for_function("before => shown > before + 20", arg=shown)
+    live.play.click()
+    live.stays_quiet()
+    seen = live.seen()
+    live.save.click()
+    expect(live.said).to_contain_text("Saved as InstaFlow_")
+    path = server.base / "output" / live.said.inner_text().removeprefix("Saved as ")
+    with Image.open(path) as picture:
+        workflow, prompt = (json.loads(picture.info[name]) for name in ("workflow", "prompt"))
+        difference = ImageChops.difference(picture.convert("RGB"), seen)
+    assert max(high for _, high in difference.getextrema()) < 40, "a JPEG of it was shown"
+    (sampler,) = (node for node in workflow["nodes"] if node["id"] == SAMPLER)
+    assert prompt[str(SAMPLER)]["inputs"]["seed"] in sampler["widgets_values"]
+    assert set(prompt) <= {str(node["id"]) for node in workflow["nodes"]} | {str(workflow["last_node_id"] + 1)}
+
+
+def test_nodes_that_look_at_themselves_are_asked_one_picture_at_a_time(
+    live: LivePage, open_template: Callable[[str], None]
+) -> None:
+    """ComfyUI's Get Image Size tells the page under which id it ran."""
+    open_template("14_live")
+    live.page.evaluate("""() => {
+        const at = kind => app.graph._nodes.find(node => node.type === kind);
+        const add = (kind, x) => {
+            const node = LiteGraph.createNode(kind);
+            node.pos = [x, 900];
+            app.graph.add(node);
+            return node;
+        };
+        const [size, blank] = [add("GetImageSize", 300), add("EmptyImage", 700)];
+        at("VAEDecode").connect(0, size, 0);
+        size.connect(0, blank, blank.inputs.findIndex(input => input.name === "width"));
+        blank.connect(0, at("InstaFlowLivePreview"), 0);
+    }""")
+    switch_on(live)
+    live.play.click()
+    live.page.wait_for_function("shown > 20")
+    assert any(node["class_type"] == "GetImageSize" for node in live.prompts[-1].values())
+    assert not live.asks_for_several()
+
+
+def test_prompts_put_together_ask_for_what_each_asks(live: LivePage) -> None:
+    """Nodes that lead to nothing different are shared; a circle and a dangling link are left to the host to refuse."""
+    prompts = [
+        {
+            "1": {"class_type": "Load", "inputs": {"name": "model"}},
+            "2": {"class_type": "Sample", "inputs": {"model": ["1", 0], "seed": seed, "gone": ["99", 0]}},
+            "5:3": {"class_type": "Decode", "inputs": {"samples": ["2", 0], "vae": ["1", 2]}},
+            "8": {"class_type": "Circle", "inputs": {"in": ["9", 0]}},
+            "9": {"class_type": "Circle", "inputs": {"in": ["8", 0], "from": ["1", 0]}},
+            "4": {"class_type": "Live", "inputs": {"images": ["5:3", 0]}},
+        }
+        for seed in (7, 8, 7)
+    ]
+    both = live.page.evaluate(
+        """async prompts => {
+            const {origin, together} = await import("/extensions/ComfyUI-InstaFlow/live/together.js");
+            const both = together(prompts, ["4", "8"]);
+            return {...both, origins: both.targets.map(origin)};
+        }""",
+        prompts,
+    )
+    assert both["targets"] == ["4", "8", "4~1", "8~1", "8~2"], "the third picture is the first"
+    assert both["origins"][0] == {"id": "4", "index": 0}
+    assert both["origins"][2] == {"id": "4", "index": 1}
+    first, second = ({id: both["prompt"][id]["inputs"] for id in ids} for ids in (("2", "5:3"), ("2~1", "5:3~1")))
+    assert first["2"] == {"model": ["1", 0], "seed": 7, "gone": ["99", 0]}
+    assert second["2~1"] == {"model": ["1", 0], "seed": 8, "gone": ["99", 0]}
+    assert first["5:3"] == {"samples": ["2", 0], "vae": ["1", 2]}
+    assert second["5:3~1"] == {"samples": ["2~1", 0], "vae": ["1", 2]}
+    assert both["prompt"]["4~1"]["inputs"]["images"] == ["5:3~1", 0]
+    assert both["prompt"]["9"]["inputs"] == {"in": ["8", 0], "from": ["1", 0]}
 
 
 def test_any_graph_that_ends_in_the_node_is_live(renderer: str, stock: LivePage) -> None:

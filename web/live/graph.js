@@ -40,32 +40,40 @@ export function upstream(prompt, targets) {
   return Object.fromEntries(Object.entries(prompt).filter(([id]) => needed.has(id)));
 }
 
-const isLink = (value) => Array.isArray(value) && value.length === 2 && typeof value[0] === "string";
+/** Whether an input's value in API format is a link. */
+export const isLink = (value) => Array.isArray(value) && value.length === 2 && typeof value[0] === "string";
 
 /** What two prompts that draw the same picture have in common: all but titles. */
 export const inputOf = (prompt) =>
   JSON.stringify(Object.entries(prompt).map(([id, node]) => [id, node.class_type, node.inputs]));
 
-/** Give the seeds that lead to the picture new random values: those not held by "fixed"; all, where all are held.
+/** The seeds that lead to the picture, as widgets: those not held by "fixed"; all, where all are held.
  *
  * A seed is a number with the page's own control beside it, set in the node itself.
  */
-export function drawSeeds(graph, prompt) {
+export function seedsOf(graph, prompt) {
   const seeds = [];
   for (const [id, node] of nodesOf(graph)) {
     for (const widget of node.widgets ?? []) {
       const control = widget.linkedWidgets?.find((other) => other.name === "control_after_generate");
       const linked = node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
-      if (control && !linked && (prompt[id] || node.subgraph)) seeds.push([node, widget, control.value]);
+      if (control && !linked && (prompt[id] || node.subgraph)) seeds.push([widget, control.value]);
     }
   }
-  const free = seeds.filter(([, , control]) => control !== "fixed");
-  const drawn = free.length ? free : seeds;
-  for (const [, widget] of drawn) {
-    const { min = 0, max = Number.MAX_SAFE_INTEGER } = widget.options;
-    const [low, high] = [Math.max(min, 0), Math.min(max, Number.MAX_SAFE_INTEGER)];
-    widget.value = low + Math.floor(Math.random() * (high - low));
-    widget.callback?.(widget.value);
+  const free = seeds.filter(([, control]) => control !== "fixed");
+  return (free.length ? free : seeds).map(([widget]) => widget);
+}
+
+/** A random value that a seed's widget takes. */
+export function drawn({ options: { min = 0, max = Number.MAX_SAFE_INTEGER } }) {
+  const [low, high] = [Math.max(min, 0), Math.min(max, Number.MAX_SAFE_INTEGER)];
+  return low + Math.floor(Math.random() * (high - low));
+}
+
+/** Write values, [widget, value] each, into the page. */
+export function setSeeds(values) {
+  for (const [widget, value] of values) {
+    widget.value = value;
+    widget.callback?.(value);
   }
-  return drawn.length;
 }

@@ -39,8 +39,8 @@ export class Panel {
     if (!on) this.#arrivals = [];
   }
 
-  /** Show one picture, a Blob, of `count`; `since` is when it was asked for, where that is known. */
-  frame(blob, index, count, since) {
+  /** Show one picture, a Blob, of `count`; `milliseconds` is what it took, where that is known. */
+  frame(blob, index, count, milliseconds) {
     while (this.pictures.childElementCount > count) this.pictures.lastChild.remove();
     while (this.pictures.childElementCount < count) this.pictures.append(picture());
     this.pictures.style.setProperty("--columns", Math.ceil(Math.sqrt(count)));
@@ -52,7 +52,7 @@ export class Panel {
     this.#arrivals.push(now);
     if (index < count - 1) return;
     while (this.#arrivals[0] < now - SPAN) this.#arrivals.shift();
-    this.say(speed(this.#arrivals, since && now - since));
+    this.say(speed(this.#arrivals, milliseconds));
   }
 
   /** Say how fast it goes, what was saved or, with `error`, what is wrong. */

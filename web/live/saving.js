@@ -10,10 +10,10 @@ import { t } from "./words.js";
 
 /** Save what the frame `shown` shows; return the names of the files.
  *
- * asked: the prompt and workflow of that frame; without it the server is asked how it was made.
+ * Where the frame does not say its `prompt` and `workflow`, the server is asked how it was made.
  */
-export async function save(shown, asked) {
-  const { prompt, workflow } = asked ?? (await remembered(shown.prompt_id));
+export async function save(shown) {
+  const { prompt, workflow } = shown.prompt ? shown : await remembered(shown.prompt_id);
   const source = prompt[shown.node].inputs.images;
   const ids = Object.keys(prompt).map((id) => Number.parseInt(id, 10));
   const saver = String(1 + Math.max(workflow?.last_node_id ?? 0, ...ids)); // no node in the page has this id
