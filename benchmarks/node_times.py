@@ -102,7 +102,7 @@ def measure_here(parts: list[str]) -> list[Row]:
         if "sampler" in parts:
             rows += [sampler(host, "builtin", "built-in: shapes", 300), sampler(host, "sd15", SD15, 15)]
         if "load" in parts:
-            rows += [*loading(host, "folder", 5), *loading(host, "file", 5)]
+            rows += [*loading(host, "folder", 15), *loading(host, "file", 15)]
     return rows
 
 

@@ -37,7 +37,9 @@ class Checkpoint:
     metadata: strings, as in a safetensors header.
     layout: how the source kept it, in words.
     said_by: who says what the UNet predicts, in words.
-    source: the file or folder that tensors are views of; None where they are in memory.
+    source: the file or folder it was loaded from; None where it was made.
+    homes: the file or folder that the tensors of "unet", "text_encoder" and "vae" are views of; a part in memory
+        has none.
     """
 
     unet: Weights
@@ -50,6 +52,7 @@ class Checkpoint:
     layout: str = "in memory"
     said_by: str = "its maker"
     source: Path | None = None
+    homes: dict[str, Path] = field(default_factory=dict)
 
     @property
     def prediction(self) -> str:
@@ -133,15 +136,17 @@ class Checkpoint:
         return None if tensors is None or config is None else (tensors, config)
 
     def let_go_of(self, path: Path) -> None:
-        """Copy the tensors into memory where they are views of `path`, or of what lies in it, and it is to be replaced:
+        """Copy the tensors into memory that are views of `path`, or of what lies in it, where it is to be replaced:
         Windows does not replace a file that is mapped."""
-        if self.source is None or not path.exists():
+        if not path.exists():
             return
-        mapped, there = self.source.resolve(), path.resolve()
-        if there == mapped or there in mapped.parents or mapped in there.parents:
-            for weights in (self.unet, self.text_encoder or {}, self.vae or {}):
+        there = path.resolve()
+        for part, home in list(self.homes.items()):
+            mapped = home.resolve()
+            if there == mapped or there in mapped.parents or mapped in there.parents:
+                weights = getattr(self, part) or {}
                 weights.update({name: tensor.clone() for name, tensor in weights.items()})
-            self.source = None
+                del self.homes[part]
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -167,7 +172,7 @@ def load(source: str | Path, prediction: str | None = None, rule: str | None = N
     vae, vae_config = read.parts.get("vae", (None, None))
     layout = read.layout.in_words
     loaded = Checkpoint(
-        unet, unet_config, text, text_config, vae, vae_config, read.metadata, layout, read.said_by, path
+        unet, unet_config, text, text_config, vae, vae_config, read.metadata, layout, read.said_by, path, read.homes
     )
     if not 8 <= loaded.native_size <= LARGEST_SIDE:
         raise FormatError(

@@ -232,6 +232,7 @@ def _with_parts(model: str | Path, clip_vae: str | Path | None) -> Checkpoint:
         vae=other.vae,
         vae_config=other.vae_config,
         metadata=metadata | combined_licence(metadata, other.metadata),
+        homes=other.homes | {"unet": checkpoint.homes["unet"]},
     )
 
 

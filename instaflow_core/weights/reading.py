@@ -49,12 +49,14 @@ class Source:
     parts: tensors and config of each model there is, "unet" always.
     metadata: this pack's and the standard entries, `instaflow.prediction` always.
     said_by: who says what the UNet predicts, in words.
+    homes: the file or folder that each part's tensors are views of.
     """
 
     parts: Parts
     metadata: Metadata
     layout: Layout
     said_by: str
+    homes: dict[str, Path]
 
 
 def read_source(path: Path, prediction: str | None = None, rule: str | None = None) -> Source:
@@ -78,6 +80,7 @@ def _by_caller(caller: Told) -> Said | None:
 
 def _settled(
     parts: Parts,
+    homes: dict[str, Path],
     metadata: Metadata,
     layout: Layout,
     caller: Told,
@@ -106,7 +109,7 @@ def _settled(
             unet, config = parts["unet"]
             parts["unet"] = _negated(unet), config
     check_metadata(metadata, name)
-    return Source(parts, metadata, layout, by)
+    return Source(parts, metadata, layout, by, homes)
 
 
 def _negated(unet: Weights) -> Weights:
@@ -128,6 +131,7 @@ def _read_file(path: Path, caller: Told) -> Source:
         parts["text_encoder"] = _part("text_encoder", _under(tensors, layout.text_prefix), metadata, path.name)
     if layout.vae_prefix is not None:
         parts["vae"] = _part("vae", _under(tensors, layout.vae_prefix), metadata, path.name)
+    homes = dict.fromkeys(parts, path)
     shared_names = json_entry(metadata, "instaflow.shared", list, path.name)
     metadata.pop("instaflow.shared", None)
     if not all(isinstance(name, str) for name in shared_names) or len(shared_names) > len(PARTS):
@@ -135,13 +139,14 @@ def _read_file(path: Path, caller: Told) -> Source:
             f"instaflow.shared in {path.name} is no list of files", "names of files beside it", _GET_AGAIN
         )
     for name in shared_names:
-        shared, shared_header = read_weights(sibling(path, name))
+        home = sibling(path, name)
+        shared, shared_header = read_weights(home)
         for part in ("text_encoder", "vae"):
             inside = _under(shared, PREFIXES[part])
             if inside and part not in parts:
-                parts[part] = _part(part, inside, own_metadata(shared_header), name)
+                parts[part], homes[part] = _part(part, inside, own_metadata(shared_header), name), home
     zero_snr = "ztsnr" in tensors
-    return _settled(parts, metadata, layout, caller, said, found_in_file(path), zero_snr, path.name)
+    return _settled(parts, homes, metadata, layout, caller, said, found_in_file(path), zero_snr, path.name)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> Weights:
@@ -177,6 +182,7 @@ def _read_folder(path: Path, caller: Told) -> Source:
     root = pipeline_folder(path)
     wanted = {"unet": "", "text_encoder": layout.text_prefix, "vae": layout.vae_prefix}
     parts: Parts = {}
+    homes = {}
     metadata: Metadata = {}
     renamed = {}
     for part in (part for part in PARTS if wanted[part] is not None):
@@ -189,14 +195,14 @@ def _read_folder(path: Path, caller: Told) -> Source:
         if any(old != new for old, new in names.items()):
             renamed[part] = {new: old for old, new in names.items() if old != new}
         tensors = {names[key]: tensor for key, tensor in tensors.items()}
-        parts[part] = _matched(part, tensors, config, "diffusers", root.name)
+        parts[part], homes[part] = _matched(part, tensors, config, "diffusers", root.name), folder
     said = _by_caller(caller) or said_in_folder(root, metadata)
     if "instaflow.format" not in metadata:
         metadata |= described_by_folder(root)
     if renamed:
         metadata["instaflow.renamed"] = json.dumps(renamed)
     zero_snr = zero_snr_in_folder(root)
-    return _settled(parts, metadata, layout, caller, said, found_in_folder(root), zero_snr, root.name)
+    return _settled(parts, homes, metadata, layout, caller, said, found_in_folder(root), zero_snr, root.name)
 
 
 def _current_names(part: str, tensors: Weights) -> dict[str, str]:

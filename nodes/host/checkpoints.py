@@ -25,7 +25,7 @@ from torch import Tensor
 from .compatibility import call_supported
 from .configs import check_config, unet_config, vae_config
 from .few_step import FewStepSampling
-from .model_files import modified
+from .model_files import file_states
 from .model_sampling import InstaFlowSampling
 from .perflow import perflow_of
 
@@ -167,26 +167,25 @@ def build_vae(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     return vae
 
 
-_finite: dict[tuple[Path, str], object] = {}
-"""The parts of sources that were found finite, and how their files stood then."""
+_finite: dict[tuple[Path, str], list[tuple[str, int, int]]] = {}
+"""The parts of files and folders that were found finite, and how their files stood then."""
 
 
 def _check_finite(checkpoint: Checkpoint, part: str) -> None:
     """Raise FormatError where a weight of a part is NaN or infinite.
 
     Reading them all takes up to a third of a load, so what lies in files that have not changed since is not read for it
-    again. What is no UNet may lie beside a single file, in one that another wrote.
+    again.
     """
     from ...instaflow_core.weights.files import check_finite
 
-    weights, source = getattr(checkpoint, part), checkpoint.source
-    if source is None:
-        return check_finite(weights, "this checkpoint")
-    # An object is equal to none before it.
-    state = modified(str(source)) if part == "unet" or source.is_dir() else object()
-    if _finite.get((source, part)) != state:
-        check_finite(weights, source.name)
-        _finite[source, part] = state
+    name = "this checkpoint" if checkpoint.source is None else checkpoint.source.name
+    home = checkpoint.homes.get(part)
+    state = file_states(home) if home else []
+    if not home or _finite.get((home, part)) != state:
+        check_finite(getattr(checkpoint, part), name)
+    if home:
+        _finite[home, part] = state
 
 
 def predictions() -> tuple[str, ...]:

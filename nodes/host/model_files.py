@@ -62,16 +62,16 @@ def modified(source: str) -> list[tuple[str, int, int]]:
     from ...instaflow_core.weights.checkpoint import locate
 
     path = os.fspath(locate(source))
-    files = [path]
-    if os.path.isdir(path):
-        folders = (path, *(os.path.join(path, part) for part in _PARTS))
-        files = [os.path.join(folder, name) for folder in folders for name in _names_in(folder)]
+    return [state for place in (path, *(os.path.join(path, part) for part in _PARTS)) for state in file_states(place)]
+
+
+def file_states(place: str | Path) -> list[tuple[str, int, int]]:
+    """Names, times and sizes of a file, or of the files in a folder itself."""
+    files = [os.fspath(place)]
+    if os.path.isdir(place):
+        files = [os.path.join(place, name) for name in sorted(os.listdir(place))]
     found = [(file, os.stat(file)) for file in files if os.path.isfile(file)]
     return [(file, stat.st_mtime_ns, stat.st_size) for file, stat in found]
-
-
-def _names_in(folder: str) -> list[str]:
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def _source(name: str, files: str, folders: Callable[[], dict[str, str]], looked_in: str) -> str:

@@ -126,6 +126,17 @@ def test_a_checkpoint_is_saved_over_itself(
         assert torch.equal(there.unet["conv_out.weight"], checkpoint.unet["conv_out.weight"])
 
 
+def test_a_part_in_a_file_of_its_own_is_saved_over_itself(checkpoint: Checkpoint, place: Path) -> None:
+    """One that lies beside the file it is loaded with."""
+    shared = place / "vae.safetensors"
+    save_part(checkpoint, "vae", shared)
+    save(checkpoint, place / FLOW, shared=[shared.name])
+    loaded = load(place / FLOW)
+    save_part(loaded, "vae", shared)
+    assert mapped_in(place) == [place / FLOW]
+    assert load(place / FLOW).vae.keys() == checkpoint.vae.keys()
+
+
 def test_a_checkpoint_stays_on_disk_where_it_is_not_replaced(place: Path) -> None:
     loaded = load(place / FLOW)
     save(loaded, place / TUNED)
