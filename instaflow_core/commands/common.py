@@ -2,14 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
+from tqdm import tqdm
 
 from ..evaluation.extractors import MAKERS
 from ..rules import RULES
 from ..weights.checkpoint import BUILT_IN, Checkpoint, load
+from ..weights.files import Progress
 from ..weights.metadata import SAYABLE
 
 DTYPES = {
@@ -143,3 +146,15 @@ def device(text: str) -> str:
     if text not in here and not (text == "cuda" and cards):
         raise argparse.ArgumentTypeError(f"this machine has no device {text!r}; it has {', '.join(here)}")
     return text
+
+
+@contextmanager
+def bytes_bar() -> Iterator[Progress]:
+    """A progress bar in bytes; its length is known with the first of them."""
+    with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
+
+        def advance(size: int, total: int) -> None:
+            bar.total = total
+            bar.update(size)
+
+        yield advance

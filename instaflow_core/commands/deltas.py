@@ -2,14 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from tqdm import tqdm
 
 from ..weights.checkpoint import load
-from ..weights.deltas import Progress, extract, merge
-from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add
+from ..weights.deltas import extract, merge
+from .common import CHECKPOINT_HELP, COMPUTE_DTYPES, DTYPES, Commands, add, bytes_bar
 
 
 def add_extract_delta(commands: Commands) -> None:
@@ -33,7 +29,7 @@ def add_extract_delta(commands: Commands) -> None:
 
 
 def _extract(options: argparse.Namespace) -> None:
-    with _bar() as progress:
+    with bytes_bar() as progress:
         dtype = DTYPES[options.dtype]
         finetuned, base = extract(options.finetuned, options.base, options.out, dtype, options.force, progress)
     if finetuned != base:
@@ -67,22 +63,10 @@ def add_merge_delta(commands: Commands) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    with _bar() as progress:
+    with bytes_bar() as progress:
         arguments = (options.model, options.delta, options.out, options.strength, options.clip_vae, options.force)
         merge(*arguments, progress)
     licence = load(options.out).metadata.get("instaflow.license")
     if licence:
         print(f"What was merged is {licence}; the licence holds for the result too.", file=sys.stderr)
     print(options.out)
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    """A progress bar in bytes; its length is known with the first of them."""
-    with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
-
-        def advance(size: int, total: int) -> None:
-            bar.total = total
-            bar.update(size)
-
-        yield advance

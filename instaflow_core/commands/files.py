@@ -12,7 +12,7 @@ from ..weights.files import types_in_words
 from ..weights.layouts import PARTS
 from ..weights.loras import convert_lora, is_diffusers_lora
 from ..weights.metadata import json_entry
-from .common import CHECKPOINT_HELP, DTYPES, Commands, add, add_rule, warn_if_assumed
+from .common import CHECKPOINT_HELP, DTYPES, Commands, add, add_rule, bytes_bar, warn_if_assumed
 
 
 def add_info(commands: Commands) -> None:
@@ -96,7 +96,9 @@ def _convert(options: argparse.Namespace) -> None:
         print(options.destination)
         return
     dtype = None if options.dtype is None else DTYPES[options.dtype]
-    checkpoint = convert(options.source, options.destination, dtype, options.force, options.prediction, options.rule)
+    with bytes_bar() as progress:
+        arguments = (options.source, options.destination, dtype, options.force, options.prediction, options.rule)
+        checkpoint = convert(*arguments, progress)
     warn_if_assumed(checkpoint, options.source)
     licence = checkpoint.metadata.get("instaflow.license")
     if licence:

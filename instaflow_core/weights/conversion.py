@@ -7,7 +7,7 @@ import torch
 
 from .checkpoint import Checkpoint, load, locate
 from .diffusers_folder import pipeline_folder, read_texts
-from .files import WEIGHT_ENDINGS, FormatError
+from .files import WEIGHT_ENDINGS, FormatError, Progress
 from .metadata import NOISE_MINUS_DATA, said_in_folder
 from .saving import save, save_folder
 
@@ -19,6 +19,7 @@ def convert(
     force: bool = False,
     prediction: str | None = None,
     rule: str | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Checkpoint:
     """Turn a folder into one safetensors file, or a file into a folder; `destination`'s ending decides.
 
@@ -47,7 +48,7 @@ def convert(
         checkpoint.metadata["instaflow.folder"] = json.dumps(_kept_texts(pipeline_folder(start), prediction or rule))
     ending = end.suffix.lower()
     if ending == ".safetensors":
-        save(checkpoint, end, dtype)
+        save(checkpoint, end, dtype, progress=progress)
     elif ending in WEIGHT_ENDINGS:
         raise FormatError(
             f"The destination is called {end.name}",
@@ -55,7 +56,7 @@ def convert(
             "Change the destination.",
         )
     else:
-        save_folder(checkpoint, end, dtype)
+        save_folder(checkpoint, end, dtype, progress)
     return checkpoint
 
 

@@ -19,13 +19,20 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, load, locate
-from .files import FormatError, Metadata, Weights, check_finite, new_file, read_weights, stream_weights, types_in_words
+from .files import (
+    FormatError,
+    Metadata,
+    Progress,
+    Weights,
+    check_finite,
+    new_file,
+    read_weights,
+    stream_weights,
+    types_in_words,
+)
 from .layouts import UNET_PREFIX
 from .metadata import json_entry
 from .saving import describe, single_file
-
-Progress = Callable[[int, int], object]
-"""Is called after every tensor with its bytes, and with all bytes there are to write."""
 
 CHUNK_BYTES = 128 * 2**20
 
@@ -79,7 +86,7 @@ def extract(
             check_finite({name: subtrahend[name]}, _name(base))
             yield _delta_name(name), (minuend[name].float() - subtrahend[name].float()).to(dtype)
 
-    stream_weights(layout, _in_chunks(learned, chunk, progress), out, metadata)
+    stream_weights(layout, _in_chunks(learned, chunk), out, metadata, progress)
     return types_in_words(learned), types_in_words(known)
 
 
@@ -134,7 +141,7 @@ def merge(
                 weight = (weight.float() + strength * difference.float()).to(weight.dtype)
             yield name, weight
 
-    stream_weights(layout, _in_chunks(layout, chunk, progress), out, metadata)
+    stream_weights(layout, _in_chunks(layout, chunk), out, metadata, progress)
 
 
 def check_same(
@@ -261,19 +268,16 @@ def _read_delta(path: Path) -> tuple[Weights, Metadata]:
 
 
 def _in_chunks(
-    layout: Mapping[str, Tensor], chunk: Callable[[list[str]], Iterator[tuple[str, Tensor]]], progress: Progress
+    layout: Mapping[str, Tensor], chunk: Callable[[list[str]], Iterator[tuple[str, Tensor]]]
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of `chunk(names)` for all names of the layout, in runs of about CHUNK_BYTES.
 
     Each run opens its files anew: what was read of a mapped file counts as this process's memory until it is closed.
     """
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in layout.items()}
-    total, waiting, names = sum(sizes.values()), 0, []
-    for position, (name, size) in enumerate(sizes.items(), 1):
+    waiting, names = 0, []
+    for position, (name, tensor) in enumerate(layout.items(), 1):
         names.append(name)
-        waiting += size
-        if waiting >= CHUNK_BYTES or position == len(sizes):
-            for name_of, (key, tensor) in zip(names, chunk(names), strict=True):
-                yield key, tensor
-                progress(sizes[name_of], total)
+        waiting += tensor.nbytes
+        if waiting >= CHUNK_BYTES or position == len(layout):
+            yield from chunk(names)
             waiting, names = 0, []

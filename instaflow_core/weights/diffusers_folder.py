@@ -12,7 +12,18 @@ from typing import Any
 from ..atomic import replacing, replacing_folder
 from ..text import TOKENIZER
 from .bounded_json import parse
-from .files import Config, FormatError, Metadata, Weights, read_weights, sibling, unwrapped_name, write_weights
+from .files import (
+    Config,
+    FormatError,
+    Metadata,
+    Progress,
+    Weights,
+    bytes_of,
+    read_weights,
+    sibling,
+    unwrapped_name,
+    write_weights,
+)
 
 WEIGHT_NAMES = {
     "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
@@ -212,6 +223,7 @@ def write_folder(
     model_index: Config,
     texts: Mapping[str, str],
     scheduler: Config,
+    progress: Progress,
 ) -> None:
     """Write a diffusers folder under a temporary name, then rename it over `destination`.
 
@@ -222,11 +234,13 @@ def write_folder(
         texts: files to restore as they were, by relative path.
         scheduler: what the scheduler's config is to say beside Stable Diffusion's numbers, where `texts` has none.
     """
+    total = sum(bytes_of(tensors) for tensors, _ in parts.values())
     with replacing_folder(destination) as temporary:
         for part, (tensors, config) in parts.items():
             # Loaders of diffusers and transformers refuse a file that does not say which framework wrote it.
             header = {"format": "pt"} | (dict(metadata) if part == "unet" else {})
-            write_weights(tensors, temporary / part / WEIGHT_NAMES[part][0], header)
+            path = temporary / part / WEIGHT_NAMES[part][0]
+            write_weights(tensors, path, header, lambda size, _: progress(size, total))
             _write_text(_dump(config), temporary / part / "config.json")
         for name, text in {**_default_texts(parts, scheduler), **texts}.items():
             if name.split("/")[0] in (*parts, "tokenizer", "scheduler", "feature_extractor"):

@@ -7,7 +7,7 @@ wrong ending is told apart. Tensors of a safetensors file stay on disk (memory-m
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -77,7 +77,13 @@ def new_file(path: str | Path, force: bool) -> Path:
     return out
 
 
-def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+Progress = Callable[[int, int], object]
+"""Is called after every tensor with its bytes, and with all bytes there are to write."""
+
+
+def write_weights(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], progress: Progress = lambda *_: None
+) -> None:
     """Write one safetensors file. It appears under its name only when it is whole and on disk.
 
     `tensors` may be views of a memory-mapped file, but on Windows not of `path` itself. A failed write leaves nothing
@@ -86,7 +92,12 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     # Wide types first, so that every tensor starts at a multiple of its own width.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     layout = {name: tensors[name] for name in order}
-    stream_weights(layout, layout.items(), path, metadata)
+    stream_weights(layout, layout.items(), path, metadata, progress)
+
+
+def bytes_of(tensors: Mapping[str, Tensor]) -> int:
+    """What the tensors take, in a file as in memory."""
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 _TYPE_NAMES = {
@@ -111,7 +122,11 @@ WEIGHT_TYPES = tuple(dtype for dtype in _TYPE_NAMES if dtype.is_floating_point)
 
 
 def stream_weights(
-    layout: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], path: Path, metadata: Mapping[str, str]
+    layout: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    path: Path,
+    metadata: Mapping[str, str],
+    progress: Progress = lambda *_: None,
 ) -> None:
     """Write one safetensors file a tensor at a time, for models larger than the memory.
 
@@ -125,7 +140,7 @@ def stream_weights(
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
     for name, tensor in layout.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
+        start, end = end, end + tensor.nbytes
         if tensor.dtype not in _TYPE_NAMES:
             raise FormatError(f"{name} is of the type {tensor.dtype}", ", ".join(_TYPE_NAMES.values()), "Convert it.")
         kind = _TYPE_NAMES[tensor.dtype]
@@ -134,20 +149,25 @@ def stream_weights(
     text += b" " * (-len(text) % 8)  # the format wants the tensors to start at a multiple of 8
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        _write_tensors(file, layout, tensors, path.name)
+        _write_tensors(file, layout, tensors, path.name, progress)
 
 
 def _write_tensors(
-    file: BinaryIO, layout: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], name: str
+    file: BinaryIO,
+    layout: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    name: str,
+    progress: Progress,
 ) -> None:
     # On its own, so that none of the tensors is alive when the file gets its name: see `stream_weights`.
+    total = bytes_of(layout)
     for (planned, like), (key, tensor) in zip(layout.items(), tensors, strict=True):
         if (key, tensor.shape, tensor.dtype) != (planned, like.shape, like.dtype):
             raise ValueError(
                 f"{name} was to go on with {planned} {tuple(like.shape)} {like.dtype}, and {key} "
                 f"{tuple(tensor.shape)} {tensor.dtype} came. Give the tensors in the order of the layout."
             )
-        file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        progress(file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data), total)
 
 
 def types_in_words(tensors: Mapping[str, Tensor]) -> str:
@@ -254,7 +274,7 @@ def _checked(tensors: Weights, path: Path, size: int) -> Weights:
             raise FormatError(
                 f"{name} in {path.name} is a {kind} tensor", "ordinary, dense tensors", "Get the plain weights."
             )
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    needed = bytes_of(tensors)
     if needed > 2 * size:  # views of one storage, as tied weights are, but more of them than any model has
         raise FormatError(
             f"{path.name} has {size:,} bytes, and its tensors say to have {needed:,}",

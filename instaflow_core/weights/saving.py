@@ -10,7 +10,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .diffusers_folder import check_texts, write_folder
 from .errors import FormatError
-from .files import Config, Metadata, Weights, read_weights, sibling, write_weights
+from .files import Config, Metadata, Progress, Weights, read_weights, sibling, write_weights
 from .layouts import LATENT_SCALE, PARTS, PREFIXES, VAE_PREFIX
 from .matching import match, rows_of, to_ldm
 from .metadata import CONFIG_KEYS, json_entry
@@ -56,7 +56,11 @@ def described_part(checkpoint: Checkpoint, part: str) -> Metadata:
 
 
 def save(
-    checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None, shared: Sequence[str] = ()
+    checkpoint: Checkpoint,
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    shared: Sequence[str] = (),
+    progress: Progress = lambda *_: None,
 ) -> None:
     """Save as one safetensors file in the layout of Stable Diffusion's checkpoints, metadata included.
 
@@ -80,7 +84,7 @@ def save(
     for part in elsewhere:
         metadata.pop(CONFIG_KEYS[part], None)
     parts = [part for part in PARTS if part not in elsewhere]
-    write_weights(single_file(checkpoint, dtype, parts), path, metadata)
+    write_weights(single_file(checkpoint, dtype, parts), path, metadata, progress)
 
 
 def single_file(checkpoint: Checkpoint, dtype: torch.dtype | None = None, parts: Sequence[str] = PARTS) -> Weights:
@@ -133,7 +137,12 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Weights:
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def save_folder(
+    checkpoint: Checkpoint,
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    progress: Progress = lambda *_: None,
+) -> None:
     """Save as a diffusers folder with the components of a StableDiffusionPipeline; it appears when it is whole.
 
     A checkpoint that `convert` made from a folder gives that folder's configs, tokenizer files and tensor names back.
@@ -177,4 +186,4 @@ def save_folder(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | N
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", vae_class],
     }
-    write_folder(Path(path), parts, metadata, index, texts, scheduler)
+    write_folder(Path(path), parts, metadata, index, texts, scheduler, progress)

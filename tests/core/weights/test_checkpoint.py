@@ -511,6 +511,28 @@ def test_convert_changes_the_type_where_asked(folder: Path, tmp_path: Path) -> N
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
 
 
+def test_convert_says_how_far_it_is(folder: Path, tmp_path: Path) -> None:
+    """In bytes of all parts, be they in one file or in several; and an interrupt leaves nothing."""
+    for source, destination in (
+        (folder, tmp_path / "model.safetensors"),
+        (tmp_path / "model.safetensors", tmp_path / "back"),
+    ):
+        told: list[tuple[int, int]] = []
+        convert(source, destination, torch.float16, progress=lambda *sizes, told=told: told.append(sizes))
+        checkpoint = load(destination)
+        parts = (checkpoint.unet, checkpoint.text_encoder or {}, checkpoint.vae or {})
+        (total,) = {total for _, total in told}
+        assert sum(size for size, _ in told) == total == sum(t.nbytes for part in parts for t in part.values())
+
+        def interrupt(*_: int) -> None:
+            raise KeyboardInterrupt
+
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, tmp_path / f"other{destination.suffix}", progress=interrupt)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_convert_does_not_overwrite_unasked(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"old")
     with pytest.raises(FileExistsError, match="exists already"):
