@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib.util
 import os
 import random
 import re
@@ -21,6 +20,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from itertools import pairwise
 from pathlib import Path
 
@@ -195,6 +195,19 @@ def test_make_has_every_target_and_takes_every_variable() -> None:
             assert f"$${name}" in makefile or f'"{name}"' in devhost, text
 
 
+def is_there(module: str) -> bool:
+    """As importlib.util.find_spec says, without what listens to it: asked for pip, setuptools' finder gives up its own
+    distutils, and setuptools, which torch.compile needs, cannot be imported any more."""
+    path, name = None, ""
+    for part in module.split("."):
+        name = f"{name}.{part}".lstrip(".")
+        spec = PathFinder.find_spec(name, path)
+        if spec is None:
+            return False
+        path = spec.submodule_search_locations
+    return True
+
+
 def test_windows_is_told_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     """There is no Windows here: modules, files and options are looked up."""
     assert len(POWERSHELL) > 8
@@ -204,7 +217,7 @@ def test_windows_is_told_what_is_there(capsys: pytest.CaptureFixture[str]) -> No
             assert words[0] in ("cd", "git", "$env:COMFYUI_PATH"), command
             continue
         module, *arguments = words[words.index("-m") + 1 :]
-        assert importlib.util.find_spec(module), command
+        assert is_there(module), command
         if module == "instaflow_core":
             assert refused_by(_parser(), arguments, capsys) == "", command
         for name in (value for flag, value in pairwise(arguments) if flag == "-r"):

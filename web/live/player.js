@@ -3,44 +3,41 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { Connection } from "./connection.js";
+import { Flights } from "./flights.js";
 import { drawn, fingerprint, inputOf, nodesOf, seedsOf, setSeeds, upstream } from "./graph.js";
-import { forget, interrupt, newId, queue, takeBack } from "./server.js";
+import { newId, queue } from "./server.js";
 import { origin, together } from "./together.js";
 import { t } from "./words.js";
 
 const LOOK_EVERY = 25; // ms between two looks at the graph
-const FORGET_AFTER = 200; // ms; the server notes a prompt's end a moment after it has told us
 const AHEAD = 1000; // ms of playing that one prompt draws, where pictures come that fast,
 const MOST = 12; // pictures at most: the server keeps what led to each until the next prompt
 const ITSELF = ["PROMPT", "DYNPROMPT", "UNIQUE_ID", "EXTRA_PNGINFO"]; // hidden inputs
 
 const root = () => app.rootGraph ?? app.graph;
 
-/** Whether a prompt on its way asks for the graph as it stands, and not for drawn seeds. */
-const standing = (asked) => !asked.pictures[0].seeds.length;
+/** Whether a flight asks for the graph as it stands, and not for drawn seeds. */
+const standing = (flight) => !flight.pictures[0].seeds.length;
 
 /** Follows the graph for the live nodes that are switched on. */
 export class Player {
   #on = new Map(); // live node -> what to call with an error that stops it
-  // prompt id -> what was asked and is on its way, in that order: { pictures: [{ prompt, workflow, seeds }], as many are
-  // drawn; from: when its next one was begun; waited: for another prompt; begun: when, or 0 }
-  #flying = new Map();
-  #dropped = new Set(); // prompt ids called off whose end the server may still tell
+  #flights = new Flights();
   #seen = ""; // fingerprint at the last look
   #stale = false; // the graph may ask for something that was not asked yet
-  #prompt = null; // the last that was asked for, and
-  #asked = ""; // the input of the last that was asked for or, while playing, shown
+  #prompt = null; // the last that was read from the graph, in API format
+  #asked = ""; // input of the last that was asked for as the graph stood or, while playing, of the picture shown
   #shown = null; // while seeds are drawn: those that the page is to have after, [widget, value] each
   #many = 1; // pictures the last prompt asked for
   #each = Infinity; // ms a picture took lately
   #busy = false;
   #timer = 0;
-  #done = []; // prompt ids to be forgotten
   #connection = null; // open while a node is on
   playing = false;
 
-  /** isHanded(class, input): whether the host hands its nodes that hidden input; seen(announced, picture, milliseconds): what
-   * to do with a frame, `announced` with the node's id in the page and the `prompt` and `workflow` it was made by. */
+  /** isHanded(class, input): whether the host hands its nodes that hidden input;
+   * seen(announced, picture, milliseconds): what to do with a frame, `announced` with the node's id in the page and the
+   * `prompt` and `workflow` it was made by. */
   constructor({ isHanded, seen }) {
     Object.assign(this, { isHanded, seen });
   }
@@ -73,7 +70,7 @@ export class Player {
   close() {
     this.#on.clear();
     this.#callOff({ keepalive: true });
-    this.#forget({ keepalive: true });
+    this.#flights.forget({ keepalive: true });
   }
 
   /** Draw one new seed after the other. */
@@ -85,25 +82,22 @@ export class Player {
   async pause() {
     this.playing = false;
     try {
-      await this.#drop((asked) => !standing(asked));
+      await this.#flights.drop((flight) => !standing(flight));
     } catch (error) {
       this.fail(error);
     }
   }
 
   #heard(type, data) {
-    const asked = this.#flying.get(data.prompt_id);
-    if (type === "execution_start" && asked) {
-      asked.begun = performance.now();
-      if (asked.waited) asked.from = asked.begun;
+    if (type === "execution_start") {
+      this.#flights.began(data.prompt_id);
       this.#step();
     }
     if (!["execution_success", "execution_interrupted", "execution_error"].includes(type)) return;
-    this.#flying.delete(data.prompt_id);
-    if (this.#dropped.delete(data.prompt_id) || (asked && type === "execution_success")) this.#over(data.prompt_id);
-    if (!asked) return;
+    const flight = this.#flights.ended(data.prompt_id, type === "execution_success");
+    if (!flight) return;
     if (type === "execution_success") {
-      this.#each = (performance.now() - asked.begun) / asked.pictures.length;
+      this.#each = (performance.now() - flight.begun) / flight.pictures.length;
       this.#step();
     } else if (type === "execution_interrupted") {
       this.fail(new Error(t("interrupted")));
@@ -115,20 +109,20 @@ export class Player {
   }
 
   #frame(announced, picture) {
-    const asked = this.#flying.get(announced.prompt_id);
-    if (!asked) return; // called off
+    const flight = this.#flights.get(announced.prompt_id);
+    if (!flight) return; // called off
     const { id, index } = origin(announced.node);
-    const { prompt, workflow, seeds } = asked.pictures[index];
-    if (!standing(asked)) this.#follow(seeds, prompt);
+    const { prompt, workflow, seeds } = flight.pictures[index];
+    if (!standing(flight)) this.#follow(seeds, prompt);
     const now = performance.now();
-    this.seen({ ...announced, node: id, prompt, workflow }, picture, now - asked.from);
-    if (announced.index === announced.count - 1) asked.from = now;
+    this.seen({ ...announced, node: id, prompt, workflow }, picture, now - flight.from);
+    if (announced.index === announced.count - 1) flight.from = now;
   }
 
   /** Let the page's seeds be those of the picture that is shown, unless the graph was changed since. */
   #follow(seeds, prompt) {
     if (this.#shown) this.#shown = seeds;
-    if (this.#shown || this.#changed() || this.#stale || [...this.#flying.values()].some(standing)) return;
+    if (this.#shown || this.#changed() || this.#stale || this.#flights.all.some(standing)) return;
     setSeeds(seeds);
     this.#seen = fingerprint(root());
     this.#asked = inputOf(prompt);
@@ -156,7 +150,7 @@ export class Player {
     try {
       this.#changed();
       if (!this.#connection) await this.#connect();
-      if (this.#stale && this.playing) await this.#drop((asked) => !asked.begun);
+      if (this.#stale && this.playing) await this.#dropWaiting();
       if (this.#mayAsk()) await this.#ask();
     } catch (error) {
       this.fail(error);
@@ -174,23 +168,18 @@ export class Player {
     await this.#connection.open();
   }
 
-  /** Whether there is something to ask for, and room: for one prompt; while playing, for one more to wait at the server. */
-  #mayAsk() {
-    if (!this.#stale && !this.playing) return false;
-    const flying = [...this.#flying.values()];
-    return this.playing ? flying.every((asked) => asked.begun) : !flying.length;
+  /** The change is newer than what waits at the server. */
+  async #dropWaiting() {
+    const waits = (flight) => !flight.begun;
+    if (this.#flights.all.some((flight) => waits(flight) && standing(flight))) this.#asked = "";
+    await this.#flights.drop(waits);
   }
 
-  /** Call off what is on its way and `needless`. What runs comes to its end unseen: the page would report a failed job. */
-  async #drop(needless) {
-    const ids = [...this.#flying].filter(([, asked]) => needless(asked)).map(([id]) => id);
-    if (!ids.length) return;
-    for (const id of ids) {
-      if (standing(this.#flying.get(id))) this.#asked = "";
-      this.#flying.delete(id);
-      this.#dropped.add(id);
-    }
-    await takeBack(ids);
+  /** Whether there is something to ask for, and room: for one prompt; while playing, for one more to wait. */
+  #mayAsk() {
+    if (!this.#stale && !this.playing) return false;
+    const flights = this.#flights.all;
+    return this.playing ? flights.every((flight) => flight.begun) : !flights.length;
   }
 
   async #ask() {
@@ -207,7 +196,7 @@ export class Player {
       this.#asked = input;
     }
     const id = newId();
-    this.#flying.set(id, { pictures, from: performance.now(), waited: this.#flying.size > 0, begun: 0 });
+    this.#flights.add(id, pictures);
     await queue({
       id,
       client: this.#connection.id,
@@ -258,22 +247,6 @@ export class Player {
     this.playing = false;
     this.#connection?.close();
     this.#connection = null;
-    const ids = [...this.#flying.keys(), ...this.#dropped];
-    this.#flying.clear();
-    this.#dropped.clear();
-    if (!ids.length) return;
-    takeBack(ids, options);
-    for (const id of ids) interrupt(id, options);
-    this.#over(...ids);
-  }
-
-  /** Have the server forget these prompts, a few at a time. */
-  #over(...ids) {
-    if (!this.#done.length) setTimeout(() => this.#forget(), FORGET_AFTER);
-    this.#done.push(...ids);
-  }
-
-  #forget(options) {
-    if (this.#done.length) forget(this.#done.splice(0), options);
+    this.#flights.stop(options);
   }
 }

@@ -7,8 +7,8 @@ import { isLink } from "./graph.js";
 
 const MARK = "~"; // in no id of the page's: those are numbers, in a subgraph "5:7"
 
-/** What `prompts`, in API format, ask for, as one: node "7" of the prompt at index 2 is "7~2" there, or goes by the name
- * of an equal one before it. Returns { prompt, targets }: the names of `targets` in all of them. */
+/** What `prompts`, in API format, ask for, as one: node "7" of the prompt at index 2 is "7~2" there, or goes by the
+ * name of an equal one before it. Returns { prompt, targets }: the names of `targets` in all of them. */
 export function together(prompts, targets) {
   const prompt = {};
   const equal = new Map(); // what a node of the prompt is -> its name there
@@ -18,7 +18,8 @@ export function together(prompts, targets) {
       if (id in names || !one[id]) return names[id] ?? id; // a link to a node that is not there is left to the host
       names[id] = index ? `${id}${MARK}${index}` : id; // before what leads here is added: a circle is left to the host
       const { inputs, ...rest } = one[id];
-      const linked = Object.entries(inputs).map(([key, value]) => [key, isLink(value) ? [add(value[0]), value[1]] : value]);
+      const renamed = (value) => (isLink(value) ? [add(value[0]), value[1]] : value);
+      const linked = Object.entries(inputs).map(([key, value]) => [key, renamed(value)]);
       const node = { ...rest, inputs: Object.fromEntries(linked) };
       const what = JSON.stringify([id, node.class_type, linked]);
       if (!equal.has(what)) {
