@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import statistics
@@ -18,19 +17,29 @@ from rows import Row
 HIGH_WATER = Path("/proc/self/clear_refs")  # Linux alone; 5 written there forgets how high memory has been
 
 
-def in_turn(ours: Callable[[int], object], theirs: Callable[[int], object], times: int) -> tuple[float, float]:
-    """Median seconds of both, each run once before it counts, and first in every second round."""
-    first, second = all_in_turn([ours, theirs], times)
+def in_turn(
+    ours: Callable[[int], object],
+    theirs: Callable[[int], object],
+    times: int,
+    before: Callable[[], object] = lambda: None,
+) -> tuple[float, float]:
+    """Median seconds of both, each run once before it counts, and first in every second round.
+
+    before: is called before each, and not counted.
+    """
+    first, second = all_in_turn([ours, theirs], times, before)
     return first, second
 
 
-def all_in_turn(works: Sequence[Callable[[int], object]], times: int) -> list[float]:
-    """Median seconds of each, run once before it counts; who begins changes from round to round."""
+def all_in_turn(
+    works: Sequence[Callable[[int], object]], times: int, before: Callable[[], object] = lambda: None
+) -> list[float]:
+    """Median seconds of each, run once before it counts; who begins changes from round to round. `before` as above."""
     taken: list[list[float]] = [[] for _ in works]
     for number in range(times + 1):
         for place in range(len(works)):
             which = (place + number) % len(works)
-            gc.collect()  # what another left behind is not this one's to clear away
+            before()
             started = time.perf_counter()
             works[which](number)
             if number:

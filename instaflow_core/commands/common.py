@@ -1,4 +1,4 @@
-"""What the commands share: how one is added, and how seeds, devices, number formats and predictions are named."""
+"""What the commands share: how one is added, how seeds, devices, number formats and predictions are named; a bar."""
 
 import argparse
 import sys

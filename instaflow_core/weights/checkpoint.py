@@ -55,6 +55,11 @@ class Checkpoint:
     homes: dict[str, Path] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "this checkpoint" if self.source is None else self.source.name
+
+    @property
     def prediction(self) -> str:
         """What the UNet predicts: "velocity" (data minus noise), or what an ordinary diffusion model does: "epsilon"
         (the noise) or "v"."""

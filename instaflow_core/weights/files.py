@@ -149,7 +149,7 @@ def stream_weights(
     text += b" " * (-len(text) % 8)  # the format wants the tensors to start at a multiple of 8
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        _write_tensors(file, layout, tensors, path.name, progress)
+        _write_tensors(file, layout, tensors, path.name, lambda size: progress(size, end))
 
 
 def _write_tensors(
@@ -157,17 +157,16 @@ def _write_tensors(
     layout: Mapping[str, Tensor],
     tensors: Iterable[tuple[str, Tensor]],
     name: str,
-    progress: Progress,
+    written: Callable[[int], object],
 ) -> None:
     # On its own, so that none of the tensors is alive when the file gets its name: see `stream_weights`.
-    total = bytes_of(layout)
     for (planned, like), (key, tensor) in zip(layout.items(), tensors, strict=True):
         if (key, tensor.shape, tensor.dtype) != (planned, like.shape, like.dtype):
             raise ValueError(
                 f"{name} was to go on with {planned} {tuple(like.shape)} {like.dtype}, and {key} "
                 f"{tuple(tensor.shape)} {tensor.dtype} came. Give the tensors in the order of the layout."
             )
-        progress(file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data), total)
+        written(file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data))
 
 
 def types_in_words(tensors: Mapping[str, Tensor]) -> str:

@@ -77,14 +77,13 @@ def _filled(part: str, checkpoint: Checkpoint, make: Callable[[], Any], tensors:
     """
     from accelerate import init_empty_weights
 
-    name = "this checkpoint" if checkpoint.source is None else checkpoint.source.name
-    check_finite(tensors, name)
+    check_finite(tensors, checkpoint.name)
     try:
         with init_empty_weights(include_buffers=False):
             module = make()
     except (ArithmeticError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         raise FormatError(
-            f"No {part} can be built from the config in {name} ({type(error).__name__}: {str(error)[:200]})",
+            f"No {part} can be built from the config in {checkpoint.name} ({type(error).__name__}: {str(error)[:200]})",
             f"that of a {part} of Stable Diffusion 1.5's kind",
             "Get the config from where the weights came.",
         ) from error

@@ -179,12 +179,12 @@ def _check_finite(checkpoint: Checkpoint, part: str) -> None:
     """
     from ...instaflow_core.weights.files import check_finite
 
-    name = "this checkpoint" if checkpoint.source is None else checkpoint.source.name
-    home = checkpoint.homes.get(part)
-    state = file_states(home) if home else []
-    if not home or _finite.get((home, part)) != state:
-        check_finite(getattr(checkpoint, part), name)
-    if home:
+    weights, home = getattr(checkpoint, part), checkpoint.homes.get(part)
+    if home is None:
+        return check_finite(weights, checkpoint.name)
+    state = file_states(home)
+    if _finite.get((home, part)) != state:
+        check_finite(weights, checkpoint.name)
         _finite[home, part] = state
 
 

@@ -125,6 +125,19 @@ class LivePage:
         self.page.wait_for_timeout(700)
         assert len(self.prompts) == before
 
+    def draws(self, pictures: int) -> None:
+        """Wait for so many more."""
+        shown = self.page.evaluate("shown")
+        self.page.wait_for_function("wanted => shown > wanted", arg=shown + pictures)
+
+    def draws_several(self) -> None:
+        """Wait until a prompt asks for more than one picture, as they do where pictures come quickly."""
+        for _ in range(300):
+            if self.asks_for_several():
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"each of {len(self.prompts)} prompts asked for one picture")
+
     def asks_for_several(self) -> bool:
         """Whether some prompt asked for more than one picture."""
         return any(sum(node["class_type"] == LIVE_NODE for node in prompt.values()) > 1 for prompt in self.prompts)
@@ -198,8 +211,7 @@ def test_play_draws_seeds_until_paused(renderer: str, live: LivePage, open_templ
     switch_on(live)
     live.play.click()
     live.page.wait_for_function("shown > 6")
-    while not live.asks_for_several():
-        live.page.wait_for_timeout(100)
+    live.draws_several()
     expect(live.said).to_contain_text("pictures/s")  # of two seconds; a busy machine may draw none in them
     live.play.click()
     live.stays_quiet()
@@ -217,8 +229,7 @@ def test_a_change_is_drawn_while_it_plays(
     switch_on(live)
     live.play.click()
     for caption in ("a large red circle on a black background", "a small green ring on a white background"):
-        shown = live.page.evaluate("shown")
-        live.page.wait_for_function("before => shown > before + 20", arg=shown)
+        live.draws(20)
         live.type_caption(caption)
         live.shows(caption)
     live.play.click()
@@ -236,10 +247,8 @@ def test_a_picture_of_several_is_saved_as_it_was_made(
     open_template("14_live")
     switch_on(live)
     live.play.click()
-    while not live.asks_for_several():
-        live.page.wait_for_timeout(100)
-    shown = live.page.evaluate("shown")
-    live.page.wait_for_function("before => shown > before + 20", arg=shown)
+    live.draws_several()
+    live.draws(20)
     live.play.click()
     live.stays_quiet()
     seen = live.seen()
@@ -275,7 +284,7 @@ def test_nodes_that_look_at_themselves_are_asked_one_picture_at_a_time(
     }""")
     switch_on(live)
     live.play.click()
-    live.page.wait_for_function("shown > 20")
+    live.draws(20)
     assert any(node["class_type"] == "GetImageSize" for node in live.prompts[-1].values())
     assert not live.asks_for_several()
 

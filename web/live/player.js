@@ -113,7 +113,7 @@ export class Player {
     if (!flight) return; // called off
     const { id, index } = origin(announced.node);
     const { prompt, workflow, seeds } = flight.pictures[index];
-    if (!standing(flight)) this.#follow(seeds, prompt);
+    if (seeds.length) this.#follow(seeds, prompt);
     const now = performance.now();
     this.seen({ ...announced, node: id, prompt, workflow }, picture, now - flight.from);
     if (announced.index === announced.count - 1) flight.from = now;
@@ -186,8 +186,7 @@ export class Player {
     const asItStands = this.#stale;
     this.#stale = false;
     const pictures = asItStands ? [await this.#read()] : await this.#draw();
-    const [{ prompt, workflow }] = pictures;
-    const targets = this.#targets(prompt);
+    const [{ prompt, workflow, targets }] = pictures;
     [this.#prompt, this.#many] = [prompt, pictures.length];
     if (!targets.length || !(asItStands || this.playing)) return;
     if (asItStands) {
@@ -208,7 +207,9 @@ export class Player {
   /** What the graph in the page asks for now. */
   async #read() {
     const { output, workflow } = await app.graphToPrompt();
-    return { prompt: upstream(output, this.#targets(output)), workflow, seeds: [] };
+    const on = [...nodesOf(root())].filter(([id, node]) => this.#on.has(node) && output[id]);
+    const targets = on.map(([id]) => id);
+    return { prompt: upstream(output, targets), targets, workflow, seeds: [] };
   }
 
   /** What the graph asks for with new seeds, for as many pictures as are asked together. */
@@ -217,7 +218,7 @@ export class Player {
     if (!seeds.length) throw new Error(t("Play found no seed to draw: no node that leads here has one."));
     // Twice as many each time: who changes the graph meanwhile waits for the next picture, and not for a full prompt. A
     // node that looks at itself or at the whole prompt is to see what it sees in the page.
-    const many = this.#reads(this.#prompt, ITSELF) ? 1 : Math.min(2 * this.#many, AHEAD / this.#each, MOST);
+    const many = this.#reads(this.#prompt, ITSELF) ? 1 : Math.floor(Math.min(2 * this.#many, AHEAD / this.#each, MOST));
     const pictures = [];
     this.#shown = seeds.map((widget) => [widget, widget.value]);
     try {
@@ -225,7 +226,7 @@ export class Player {
         const values = seeds.map((widget) => [widget, drawn(widget)]);
         setSeeds(values);
         pictures.push({ ...(await this.#read()), seeds: values });
-      } while (pictures.length < Math.floor(many));
+      } while (pictures.length < many);
     } finally {
       setSeeds(this.#shown);
       this.#shown = null;
@@ -237,10 +238,6 @@ export class Player {
   /** Whether a node of `prompt` reads one of the host's hidden inputs `names`. */
   #reads(prompt, names) {
     return Object.values(prompt).some((node) => names.some((name) => this.isHanded(node.class_type, name)));
-  }
-
-  #targets(prompt) {
-    return [...nodesOf(root())].filter(([id, node]) => this.#on.has(node) && prompt[id]).map(([id]) => id);
   }
 
   #callOff(options) {
