@@ -13,7 +13,8 @@ from .noise import InstaFlowInterpolateNoise, InstaFlowSeedNoise
 from .perflow import InstaFlowPeRFlow
 from .sampling import InstaFlowSampler, InstaFlowScheduler
 from .speed import InstaFlowAccelerate
-from .training import InstaFlowDistill, InstaFlowLoadTriplets, InstaFlowReflow, InstaFlowTriplets
+from .training import InstaFlowDistill, InstaFlowReflow
+from .triplets import InstaFlowLoadTriplets, InstaFlowTriplets
 
 # Tools that read a pack without running it know its nodes by this name, each by its id, which is its class's name. The
 # host asks the entry point.

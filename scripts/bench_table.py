@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,8 @@ from instaflow_core.pictures.charts import draw_curve  # noqa: E402
 RESULTS = ROOT / "build" / "bench.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 START, END = "<!-- bench -->\n", "<!-- end of bench -->"
-CHARTS = {
-    "batch": ("pictures at once", "s"),
-    "size": ("pixels a side", "s"),
-    "steps": ("steps", "s"),
-    "processes": ("processes", "triplets/s"),
-}
-"""The charts of `growth/*`: what is along the axis, and in what the other is measured."""
+CHARTS = {"batch": "pictures at once", "size": "pixels a side", "steps": "steps", "processes": "processes"}
+"""The charts of `growth/*`: what is along the axis."""
 
 Records = list[dict[str, Any]]
 
@@ -58,11 +54,11 @@ def with_table(document: str, records: Records) -> str:
 def draw(records: Records, folder: Path) -> list[Path]:
     """A chart of each kind of growth there are rows of: what was measured, and the first in proportion."""
     drawn = []
-    for name, (axis, unit) in CHARTS.items():
+    for name, ending in product(CHARTS, ("", "/memory")):
         found = [
             (int(match[1]), record)
             for record in records
-            if record["value"] is not None and (match := re.fullmatch(rf"growth/{name}-(\d+)", record["name"]))
+            if record["value"] is not None and (match := re.fullmatch(rf"growth/{name}-(\d+){ending}", record["name"]))
         ]
         if not found:
             continue
@@ -71,8 +67,8 @@ def draw(records: Records, folder: Path) -> list[Path]:
             "measured": (numbers, [record["value"] for _, record in found]),
             "in proportion to the first": (numbers, [record["baseline_value"] for _, record in found]),
         }
-        path = folder / f"growth-{name}.webp"
-        draw_curve(series, x_label=axis, y_label=unit, y_from=0).save(path, lossless=True)
+        path = folder / f"growth-{name}{ending.replace('/', '-')}.webp"
+        draw_curve(series, x_label=CHARTS[name], y_label=found[0][1]["unit"], y_from=0).save(path, lossless=True)
         drawn.append(path)
     return drawn
 

@@ -148,7 +148,7 @@ def save_folder(
     A checkpoint that `convert` made from a folder gives that folder's configs, tokenizer files and tensor names back.
     """
     checkpoint.let_go_of(Path(path))
-    source = "the checkpoint" if checkpoint.source is None else checkpoint.source.name
+    source = checkpoint.name
     renamed = json_entry(checkpoint.metadata, "instaflow.renamed", dict, source)
     texts = json_entry(checkpoint.metadata, "instaflow.folder", dict, source)
     check_texts(texts, source)

@@ -41,7 +41,8 @@ def seed_input(name: str, tooltip: str, default: int = 0, control: bool | None =
     """The input of a seed, 0 to 2^64 - 1.
 
     Args:
-        control: whether the browser offers another seed after each run; None leaves it to the browser.
+        control: whether the browser offers another seed after each run; None leaves it to the browser. False where
+            another seed is another run, and queueing again should go on with this one.
     """
     return io.Int.Input(
         name, default=default, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control, tooltip=tooltip

@@ -71,6 +71,7 @@ def records() -> list[dict[str, Any]]:
         Row("import", 1234.5, "ms"),
         Row("gpu/full", None, "ms", reason="no CUDA GPU is at hand"),
         *(Row(f"growth/batch-{n}", n * 0.5 + 1, "s", f"{n} times batch 1", n * 1.5) for n in (1, 4, 16)),
+        *(Row(f"growth/batch-{n}/memory", n * 0.1, "GB", f"{n} times batch 1", n * 0.1) for n in (1, 4, 16)),
     ]
     return [row.record("two cores") for row in rows]
 
@@ -91,10 +92,11 @@ def test_the_document_has_a_place_for_the_table() -> None:
 
 
 def test_growth_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
-    (path,) = bench_table.draw(records(), tmp_path)
-    assert path.name == "growth-batch.webp"
-    with Image.open(path) as chart:
-        assert chart.getextrema() != ((255, 255),) * 3
+    paths = bench_table.draw(records(), tmp_path)
+    assert [path.name for path in paths] == ["growth-batch.webp", "growth-batch-memory.webp"]
+    for path in paths:
+        with Image.open(path) as chart:
+            assert chart.getextrema() != ((255, 255),) * 3
 
 
 def test_a_row_beside_nothing_is_printed() -> None:
