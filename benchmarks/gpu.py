@@ -80,13 +80,14 @@ class Official:
 class Ours:
     """The pack's nodes in the host: text, one step, decoder."""
 
-    def __init__(self, nodes: Any, checkpoint: str, size: int, accelerated: bool) -> None:
+    def __init__(self, nodes: Any, checkpoint: str, size: int, mode: str | None = None) -> None:
+        """mode: InstaFlow Accelerate's; None leaves the node out."""
         self.nodes, self.size = nodes, size
         self.model, self.clip, self.vae = self.run(
             "InstaFlowLoadCheckpoint", checkpoint=checkpoint, weight_dtype="default"
         )
-        if accelerated:
-            self.model, self.vae = self.run("InstaFlowAccelerate", model=self.model, vae=self.vae)
+        if mode:
+            self.model, self.vae = self.run("InstaFlowAccelerate", model=self.model, vae=self.vae, mode=mode)
 
     def run(self, node: str, **inputs: Any) -> tuple[Any, ...]:
         return run_node(self.nodes, node, **inputs)
@@ -130,15 +131,22 @@ class Bench:
 
     def __init__(self, nodes: Any, checkpoint: Any, name: str, device: str, size: int, times: int) -> None:
         self.nodes, self.times = nodes, times
-        self.plain = Ours(nodes, name, size, accelerated=False)
-        self.fast = Ours(nodes, name, size, accelerated=True)
+        self.plain = Ours(nodes, name, size)
+        self.exact = Ours(nodes, name, size, "exact")
+        self.fast = Ours(nodes, name, size, "compile")
         self.eager = Official(checkpoint, device, size, compiled=False)
         self.compiled = Official(checkpoint, device, size, compiled=True)
 
     def rows(self, name: str, batch: int = 1) -> list[Row]:
-        """`name` is accelerated; its neighbours are ours as it is and diffusers compiled, each beside the eager loop.
-        Milliseconds; pictures a second for a batch."""
-        racers = {"": self.fast, "/plain": self.plain, "/diffusers-compiled": self.compiled, "eager": self.eager}
+        """`name` is accelerated in the mode compile; its neighbours are the mode exact, ours as it is, and diffusers
+        compiled, each beside the eager loop. Milliseconds; pictures a second for a batch."""
+        racers = {
+            "": self.fast,
+            "/exact": self.exact,
+            "/plain": self.plain,
+            "/diffusers-compiled": self.compiled,
+            "eager": self.eager,
+        }
         seconds = all_in_turn(
             [lambda number, racer=racer: racer.draw(number, batch) for racer in racers.values()],  # type: ignore[misc]
             self.times,
@@ -150,9 +158,9 @@ class Bench:
         return [Row(name + ending, one, unit, EAGER, baseline) for ending, one in value.items()]
 
     def parts(self, name: str) -> list[Row]:
-        """Of ours as it is and accelerated: text, UNet and decoder, and what a whole picture takes beside them."""
+        """Of ours as it is and compiled: text, UNet and decoder, and what a whole picture takes beside them."""
         rows = []
-        for ending, racer in (("/accelerated", self.fast), ("/plain", self.plain)):
+        for ending, racer in (("/compile", self.fast), ("/plain", self.plain)):
             parts = racer.parts(self.times)
             began = time.perf_counter()
             for number in range(self.times):

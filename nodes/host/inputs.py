@@ -145,37 +145,43 @@ def _image(said: Any, value: Any) -> None:
             raise refused(said.id, f"has the shape {tuple(batch.shape)}", expected, advice)
 
 
-def _object(is_one: Callable[[Any], bool], kind: str, advice: str, found: str = "") -> Callable[[Any, Any], None]:
-    """The check of an object of the host, which is known by what it can do. found: goes on after what came instead."""
+def _noise(said: Any, value: Any) -> None:
+    if not hasattr(value, "generate_noise"):
+        raise refused(
+            said.id,
+            f"is a {_kind(value)}",
+            "expected a NOISE",
+            "Connect InstaFlow Seed Noise or RandomNoise, or nothing for the noise of the seed.",
+        )
 
-    def check(said: Any, value: Any) -> None:
-        if not is_one(value):
-            raise refused(said.id, f"is a {_kind(value)}{found}", f"expected a {kind}", advice)
 
-    return check
+def _model(said: Any, value: Any) -> None:
+    if not hasattr(value, "get_model_object"):
+        raise refused(
+            said.id, f"is a {_kind(value)}", "expected a MODEL", "Connect the MODEL of InstaFlow Load Checkpoint."
+        )
 
 
-_noise = _object(
-    lambda value: hasattr(value, "generate_noise"),
-    "NOISE",
-    "Connect InstaFlow Seed Noise or RandomNoise, or nothing for the noise of the seed.",
-)
-_model = _object(
-    lambda value: hasattr(value, "get_model_object"), "MODEL", "Connect the MODEL of InstaFlow Load Checkpoint."
-)
-# A checkpoint without a text encoder gives None; one without an autoencoder None, or a VAE with none in it.
-_clip = _object(
-    lambda value: hasattr(value, "cond_stage_model"),
-    "CLIP",
-    "Connect the CLIP of InstaFlow Load Checkpoint, or of Load CLIP.",
-    ", as from a checkpoint without a text encoder",
-)
-_vae = _object(
-    lambda value: hasattr(value, "decode") and getattr(value, "first_stage_model", value) is not None,
-    "VAE",
-    "Connect the VAE of InstaFlow Load Checkpoint, or of Load VAE.",
-    " with no autoencoder in it, as from a checkpoint that has none",
-)
+def _clip(said: Any, value: Any) -> None:
+    """A checkpoint without a text encoder gives None here."""
+    if not hasattr(value, "cond_stage_model"):
+        raise refused(
+            said.id,
+            f"is a {_kind(value)}, as from a checkpoint without a text encoder",
+            "expected a CLIP",
+            "Connect the CLIP of InstaFlow Load Checkpoint, or of Load CLIP.",
+        )
+
+
+def _vae(said: Any, value: Any) -> None:
+    """A checkpoint without an autoencoder gives None, or a VAE with none in it."""
+    if not hasattr(value, "decode") or getattr(value, "first_stage_model", value) is None:
+        raise refused(
+            said.id,
+            f"is a {_kind(value)} with no autoencoder in it, as from a checkpoint that has none",
+            "expected a VAE",
+            "Connect the VAE of InstaFlow Load Checkpoint, or of Load VAE.",
+        )
 
 
 def _check_tensor(name: str, tensor: Tensor, dimensions: int, shape: str, advice: str) -> None:
