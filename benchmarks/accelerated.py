@@ -60,6 +60,22 @@ def pieces(host: Host, size: int, times: int) -> list[Row]:
     ]
 
 
+def compiled_decoder(host: Host, size: int, times: int) -> Row:
+    """The tiny decoder compiled, beside itself as it is: the medians in seconds."""
+    model, _, vae = host.run("InstaFlowLoadCheckpoint", checkpoint=SD15, weight_dtype="fp32")
+    latent = {"samples": torch.randn(1, 4, size // 8, size // 8)}
+    compiled, plain = (
+        host.run("InstaFlowAccelerate", model=model, vae=vae, mode=mode, decoder=DECODER)[1]
+        for mode in ("compile", "exact")
+    )
+    value, baseline = in_turn(
+        lambda _: host.run("VAEDecode", samples=latent, vae=compiled),
+        lambda _: host.run("VAEDecode", samples=latent, vae=plain),
+        times,
+    )
+    return Row("accelerate/decoder-compiled", value, "s", "the tiny decoder as it is", baseline)
+
+
 def picture(host: Host, name: str, mode: str, size: int, times: int) -> Row:
     """Caption, step and picture with a tiny decoder, and without the node with the full one: the medians in seconds."""
     model, clip, vae = host.run("InstaFlowLoadCheckpoint", checkpoint=SD15, weight_dtype="fp32")
@@ -114,6 +130,7 @@ def measure_here(size: int = 512) -> list[Row]:
             fold(host, "builtin", "built-in: shapes", 64, 300),
             fold(host, "sd15", SD15, 64, 15),
             *pieces(host, size, 3),
+            compiled_decoder(host, size, 15),
             picture(host, "accelerate/cpu-exact", "exact", size, 3),
             whole,
             ends(whole, size, 50),

@@ -56,10 +56,10 @@ class InstaFlowAccelerate(io.ComfyNode):
     def execute(
         cls, model: Any, vae: Any = None, mode: str = accelerating.MODES[0], decoder: str | None = None
     ) -> io.NodeOutput:
-        faster, said = accelerating.accelerated(model, mode)
         if vae is not None:
             check_vae(vae, model)
         decoding = tiny_decoder.with_decoder(tiny_decoder.FULL if decoder is None else decoder, vae)
+        faster, decoding, said = accelerating.accelerated(model, decoding, mode)
         return io.NodeOutput(faster, decoding, ui=ui.PreviewText(said) if said else None)
 
     @classmethod

@@ -1,25 +1,28 @@
-"""torch.compile for the repeated blocks of a UNet, once for each of their shapes."""
+"""torch.compile for the repeated blocks of a UNet and of a decoder, once for each of their shapes."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from types import FunctionType
 from typing import Any
 
 import comfy.model_management
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.model import ResnetBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.taesd.taesd import Block
 from torch import Tensor
 from torch.nn import Module
 
 from . import regions
-from .folding import is_changed
+from .folding import is_changed, shadowed
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ _MOST_REGIONS = 256
 
 
 class Compiled:
-    """The compiled blocks of one MODEL and the clones of it.
+    """The compiled blocks of one MODEL and the clones of it, or of one VAE.
 
     Attributes:
         trouble: why nothing is compiled any more, in words; None while all is well.
@@ -43,21 +46,22 @@ class Compiled:
         self._regions: OrderedDict[Hashable, regions.Region] = OrderedDict()
         self._blocks: weakref.WeakKeyDictionary[Module, list[_Block]] = weakref.WeakKeyDictionary()
 
-    def forwards(self, unet: Module, options: dict[str, Any]) -> dict[Module, Callable[..., Tensor]]:
-        """For each block that can be compiled the function that computes it.
+    def forwards(self, network: Module, options: dict[str, Any]) -> dict[Module, Callable[..., Tensor]]:
+        """For each block of a UNet or a decoder that can be compiled the function that computes it.
 
         options: the host's transformer_options.
         """
         if self.trouble:
             return {}
-        blocks = self._blocks.get(unet)
+        blocks = self._blocks.get(network)
         if blocks is None:
-            blocks = self._blocks[unet] = list(_blocks(unet))
+            blocks = self._blocks[network] = list(_blocks(network))
         patched = regions.is_patched(options)
+        made = {ResBlock: self._residual, SpatialTransformer: self._transformer}
         return {
-            block.module: self._residual(block) if block.is_residual else self._transformer(block)
+            block.module: made.get(block.of, self._alone)(block)
             for block in blocks
-            if not (patched and not block.is_residual) and not any(map(is_changed, block.parts))
+            if not (patched and block.of is SpatialTransformer) and not any(map(is_changed, block.parts))
         }
 
     def _residual(self, block: _Block) -> Callable[..., Tensor]:
@@ -79,6 +83,21 @@ class Compiled:
             for attention, states in zip(inner, contexts, strict=True):
                 text += [attention.to_k(states).contiguous(), attention.to_v(states).contiguous()]
             return self._run(block, x, text, lambda: type(module).forward(module, x, context, transformer_options))
+
+        return forward
+
+    def _alone(self, block: _Block) -> Callable[..., Tensor]:
+        module: Any = block.module
+
+        def forward(x: Tensor, *beside: Any, **more: Any) -> Tensor:
+            """A decoder's block: what comes beside x is there for autoencoders of video."""
+
+            def plain() -> Tensor:
+                return type(module).forward(module, x, *beside, **more)
+
+            if any(value is not None for value in (*beside, *more.values())):
+                return plain()
+            return self._run(block, x, [], plain)
 
         return forward
 
@@ -113,6 +132,24 @@ class Compiled:
         self.trouble = _words(error)
         _log.warning("InstaFlow Accelerate: %s", self.trouble, exc_info=error)
         self._tell(self.trouble)
+
+
+def with_compiled_decoder(vae: Any, compiled: Compiled) -> Any:
+    """The same VAE, whose blocks are compiled while it decodes, unless gradients are wanted; the given one does not
+    change."""
+
+    def decoding(decode: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(decode)
+        def decoded(*arguments: Any, **more: Any) -> Any:
+            blocks = {} if torch.is_grad_enabled() else compiled.forwards(vae.first_stage_model, {})
+            with shadowed(blocks):
+                return decode(*arguments, **more)
+
+        return decoded
+
+    faster = copy.copy(vae)
+    faster.decode, faster.decode_tiled = decoding(vae.decode), decoding(vae.decode_tiled)
+    return faster
 
 
 def check(device: torch.device) -> str | None:
@@ -156,6 +193,7 @@ class _Block:
         parts: all modules in it, which are the host's own as long as nobody changes one.
         kind: what it has in common with the blocks that one compilation serves.
         region: makes its region.
+        of: the host's class of it.
     """
 
     module: Module
@@ -163,23 +201,34 @@ class _Block:
     parts: list[Module]
     kind: Hashable
     region: Callable[[], regions.Region]
-    is_residual: bool
+    of: type
 
 
-def _blocks(unet: Module) -> Iterator[_Block]:
+def _blocks(network: Module) -> Iterator[_Block]:
     make: Callable[..., regions.Region]
-    for module in unet.modules():
-        if isinstance(module, ResBlock):
+    for module in network.modules():
+        of: Any = type(module)  # not a class made of one of these, which computes something else
+        if of is ResBlock:
             layers, make = regions.residual_layers(module), regions.residual
-            constants: tuple[Any, ...] = (module.in_layers[0].num_groups, module.in_layers[0].eps)
-        elif isinstance(module, SpatialTransformer):
+        elif of is ResnetBlock:
+            layers, make = regions.autoencoder_layers(module), regions.residual
+        elif of is Block:
+            layers, make = regions.tiny_layers(module), regions.tiny
+        elif of is SpatialTransformer:
             layers, make = regions.transformer_layers(module), regions.transformer
-            norm, first = module.norm, module.transformer_blocks[0]
-            constants = (norm.num_groups, norm.eps, first.n_heads, module.use_linear, first.norm1.eps)
         else:
             continue
         if layers is not None:
+            constants = _constants(module, layers[0])
             kind = (make, constants, tuple(layer.weight.shape for layer in layers))
-            yield _Block(
-                module, layers, list(module.modules()), kind, partial(make, *constants), make is regions.residual
-            )
+            yield _Block(module, layers, list(module.modules()), kind, partial(make, *constants), of)
+
+
+def _constants(block: Any, first: Any) -> tuple[Any, ...]:
+    """What the region of a block is made with, whose first layer this is."""
+    if isinstance(block, Block):
+        return ()
+    if isinstance(block, SpatialTransformer):
+        inner = block.transformer_blocks[0]
+        return (first.num_groups, first.eps, inner.n_heads, block.use_linear, inner.norm1.eps)
+    return (first.num_groups, first.eps)

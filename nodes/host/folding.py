@@ -147,8 +147,13 @@ class _Layers:
 
 
 def is_changed(layer: Module) -> bool:
-    """Whether somebody else has put something in the place of what the layer computes, or around it."""
-    return "forward" in vars(layer) or bool(layer._forward_hooks or layer._forward_pre_hooks)
+    """Whether somebody else has put something in the place of what the layer computes, or around it.
+
+    Nodes that make pictures tile without a seam put another `_conv_forward` or `padding_mode` into convolutions.
+    """
+    if {"forward", "_conv_forward"} & vars(layer).keys() or getattr(layer, "padding_mode", "zeros") != "zeros":
+        return True
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _kept(kept: dict[Module, Tensor], layer: Module, given: Tensor, one_row: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two blocks that a UNet of Stable Diffusion's kind repeats, as functions of tensors alone, for torch.compile.
+"""The blocks that UNets and decoders of Stable Diffusion's kind repeat, as functions of tensors, for torch.compile.
 
 What is compiled of the host's own modules is compiled again for whatever they look at: another caption, a patch, a
 weight that has moved. These look at nothing but what they are given: weights come in at each call, as the host has
@@ -14,10 +14,12 @@ from typing import Any
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import GEGLU, SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.model import ResnetBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.taesd.taesd import Block
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.functional import conv2d, group_norm, layer_norm, linear, scaled_dot_product_attention, silu
+from torch.nn.functional import conv2d, group_norm, layer_norm, linear, relu, scaled_dot_product_attention, silu
 
 Weights = list[Any]
 """Weight and bias of one layer after another; None where it has no bias."""
@@ -29,15 +31,28 @@ _PATCHES = {"attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_pa
 
 
 def residual(groups: int, eps: float) -> Region:
-    """A residual block, whose time is a bias (1 or B, C)."""
+    """A residual block, whose time is a bias (1 or B, C); an autoencoder's has none."""
 
     def block(x: Tensor, beside: list[Tensor], weights: Weights) -> Tensor:
-        (bias,) = beside
         norm_in, shift_in, conv_in, bias_in, norm_out, shift_out, conv_out, bias_out, *skip = weights
         h = conv2d(silu(group_norm(x, groups, norm_in, shift_in, eps)), conv_in, bias_in, padding=1)
-        h = h + bias[..., None, None]
+        for bias in beside:
+            h = h + bias[..., None, None]
         h = conv2d(silu(group_norm(h, groups, norm_out, shift_out, eps)), conv_out, bias_out, padding=1)
         return h + (conv2d(x, *skip) if skip else x)
+
+    return block
+
+
+def tiny() -> Region:
+    """A block of a decoder of TAESD's shape."""
+
+    def block(x: Tensor, beside: list[Tensor], weights: Weights) -> Tensor:
+        first, bias_1, second, bias_2, third, bias_3, *skip = weights
+        h = relu(conv2d(x, first, bias_1, padding=1))
+        h = relu(conv2d(h, second, bias_2, padding=1))
+        h = conv2d(h, third, bias_3, padding=1)
+        return relu(h + (conv2d(x, *skip) if skip else x))
 
     return block
 
@@ -90,10 +105,30 @@ def residual_layers(block: ResBlock) -> list[Any] | None:
     norm_in, _, conv_in = block.in_layers
     norm_out, _, _, conv_out = block.out_layers
     skip = [] if isinstance(block.skip_connection, torch.nn.Identity) else [block.skip_connection]
-    sizes = [conv_in.kernel_size, conv_out.kernel_size, *(layer.kernel_size for layer in skip)]
-    if sizes != [(3, 3), (3, 3), (1, 1)][: len(sizes)] or norm_in.eps != norm_out.eps:
+    return _of_residual(norm_in, conv_in, norm_out, conv_out, *skip)
+
+
+def autoencoder_layers(block: ResnetBlock) -> list[Any] | None:
+    """The same of an autoencoder's residual block."""
+    skip = [getattr(block, name) for name in ("conv_shortcut", "nin_shortcut") if hasattr(block, name)]
+    return _of_residual(block.norm1, block.conv1, block.norm2, block.conv2, *skip)
+
+
+def _of_residual(norm_in: Any, conv_in: Any, norm_out: Any, conv_out: Any, *skip: Any) -> list[Any] | None:
+    # Autoencoders of video have the same block with other layers in it.
+    sizes = [getattr(layer, "kernel_size", None) for layer in (conv_in, conv_out, *skip)]
+    norms = {(norm.num_groups, norm.eps) for norm in (norm_in, norm_out) if isinstance(norm, torch.nn.GroupNorm)}
+    if sizes != [(3, 3), (3, 3), (1, 1)][: len(sizes)] or len(norms) != 1:
         return None
     return [norm_in, conv_in, norm_out, conv_out, *skip]
+
+
+def tiny_layers(block: Block) -> list[Any] | None:
+    """The same for `tiny`."""
+    if getattr(block, "pool", None) is not None:
+        return None
+    skip = [] if isinstance(block.skip, torch.nn.Identity) else [block.skip]
+    return [*block.conv[::2], *skip]
 
 
 def transformer_layers(block: SpatialTransformer) -> list[Any] | None:

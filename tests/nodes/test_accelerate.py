@@ -757,6 +757,100 @@ def test_a_block_that_cannot_be_compiled(host: Any, pack: Any, one_step: Flow, m
     assert said.startswith("torch.compile does not work here (") and "not known" in said
 
 
+@pytest.mark.parametrize("flow", ["one_step", "two_rf"])  # AutoencoderTiny, AutoencoderKL
+def test_a_compiled_decoder(host: Any, request: pytest.FixtureRequest, counting: list[Any], flow: str) -> None:
+    """A size is compiled once, also of tiles, and the VAE that came in computes as before."""
+    model, _, vae = request.getfixturevalue(flow)
+    _, faster = host.run("InstaFlowAccelerate", model=model, vae=vae, mode="compile")
+    tiles = {"tile_size": 64, "overlap": 0, "temporal_size": 64, "temporal_overlap": 8}
+    for node, settings, size, is_new in [
+        ("VAEDecode", {}, 64, True),
+        ("VAEDecode", {}, 64, False),
+        ("VAEDecode", {}, 96, True),
+        ("VAEDecode", {}, 64, False),
+        ("VAEDecodeTiled", tiles, 96, True),
+        ("VAEDecodeTiled", tiles, 96, False),
+    ]:
+        latent = {"samples": torch.randn_like(empty(host, size)["samples"])}
+        before = len(counting)
+        expected = host.run(node, vae=vae, samples=latent, **settings)[0]
+        assert len(counting) == before
+        assert_same(host.run(node, vae=faster, samples=latent, **settings)[0], expected)
+        assert (len(counting) > before) == is_new
+    assert not any("forward" in vars(module) for module in vae.first_stage_model.modules())
+
+
+@pytest.mark.usefixtures("counting")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_pictures_that_tile(host: Any, two_rf: Flow, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Nodes for seamless pictures give the convolutions of UNet and VAE another padding, which is not compiled."""
+    model, clip, vae = two_rf
+    positive, latent = encode(host, clip), {"samples": torch.randn_like(empty(host)["samples"])}
+    faster, decoder = host.run("InstaFlowAccelerate", model=model, vae=vae, mode="compile")
+    flat = host.run("VAEDecode", vae=vae, samples=latent)[0]
+
+    def draw(with_model: Any, with_vae: Any) -> list[Tensor]:
+        sampled = instaflow(host, with_model, positive, empty(host))
+        return [sampled, host.run("VAEDecode", vae=with_vae, samples=latent)[0]]
+
+    def circular(conv: Any) -> Callable[..., Tensor]:
+        def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            x = torch.nn.functional.pad(x, 2 * conv.padding, mode="circular")
+            return torch.nn.functional.conv2d(x, weight, bias, conv.stride)
+
+        return forward
+
+    if when == "after":
+        draw(faster, decoder)
+    for network in (model.model.diffusion_model, vae.first_stage_model):
+        for conv in (module for module in network.modules() if isinstance(module, torch.nn.Conv2d)):
+            if conv.padding == (1, 1):
+                monkeypatch.setitem(vars(conv), "_conv_forward", circular(conv))
+    expected = draw(model, vae)
+    assert not torch.allclose(expected[1], flat)
+    for found, wanted in zip(draw(faster, decoder), expected, strict=True):
+        assert_same(found, wanted)
+
+
+@pytest.mark.usefixtures("models")
+def test_gradients_through_a_compiled_decoder(host: Any, pack: Any, counting: list[Any]) -> None:
+    """Outside the host's inference mode: what a size was compiled for without gradients is not asked for them."""
+    source = str(host.base / "models" / "checkpoints" / "two-rf.safetensors")
+    model, _, vae = pack.nodes.host.checkpoints.load_all(source, "fp32")
+    _, faster, _ = pack.nodes.host.accelerating.accelerated(model, vae, "compile")
+    samples = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        faster.decode(samples)
+    compiled, gradients = len(counting), []
+    for each in (vae, faster):
+        samples.grad = None
+        each.decode(samples.requires_grad_()).square().sum().backward()
+        gradients.append(samples.grad)
+    assert len(counting) == compiled
+    assert_same(gradients[1], gradients[0])
+
+
+def test_a_decoder_that_cannot_be_compiled(
+    host: Any, pack: Any, one_step: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, vae = one_step
+    told: list[str] = []
+    monkeypatch.setattr(pack.nodes.host.accelerating, "said_on_the_running_node", lambda: told.append)
+    _, faster = host.run("InstaFlowAccelerate", model=model, vae=vae, mode="compile")
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("this device is not known")
+
+    monkeypatch.setattr(pack.nodes.host.compiling, "compiled_region", refused)
+    latent = {"samples": torch.randn_like(empty(host)["samples"])}
+    for _ in range(2):
+        assert_same(
+            host.run("VAEDecode", vae=faster, samples=latent)[0], host.run("VAEDecode", vae=vae, samples=latent)[0]
+        )
+    (said,) = told
+    assert "not known" in said
+
+
 # --- where the host keeps the weights elsewhere ---
 
 
@@ -783,7 +877,7 @@ def test_dynamic_vram(host: Any, one_step: Flow, monkeypatch: pytest.MonkeyPatch
     if not hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
         pytest.skip("this ComfyUI has no dynamic VRAM")
     use_dynamic_vram(monkeypatch)
-    model, clip, _ = host.run("InstaFlowLoadCheckpoint", checkpoint="one-step.safetensors", weight_dtype="fp32")
+    model, clip, vae = host.run("InstaFlowLoadCheckpoint", checkpoint="one-step.safetensors", weight_dtype="fp32")
     assert model.is_dynamic()
     faster, before = accelerate(host, model, mode), None
     for text in (PROMPTS[0], PROMPTS[1], PROMPTS[0]):
@@ -794,6 +888,11 @@ def test_dynamic_vram(host: Any, one_step: Flow, monkeypatch: pytest.MonkeyPatch
         assert_same(instaflow(host, faster, positive, empty(host)), expected)
     instaflow(host, model, positive, empty(host))
     assert model_state(model) == before
+    latent = {"samples": torch.randn_like(empty(host)["samples"])}
+    decoder = host.run("InstaFlowAccelerate", model=model, vae=vae, mode=mode)[1]
+    pictures = [host.run("VAEDecode", vae=each, samples=latent)[0] for each in (one_step[2], vae, decoder, decoder)]
+    for picture in pictures[1:]:
+        assert_same(picture, pictures[0])
 
 
 @pytest.mark.slow
