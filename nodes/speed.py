@@ -8,6 +8,7 @@ from .host import accelerating, tiny_decoder
 from .host.fitting import check_vae
 from .host.inputs import checked
 from .host.model_files import modified
+from .host.model_sampling import check_sd15
 from .host.schema import schema
 
 
@@ -56,6 +57,7 @@ class InstaFlowAccelerate(io.ComfyNode):
     def execute(
         cls, model: Any, vae: Any = None, mode: str = accelerating.MODES[0], decoder: str | None = None
     ) -> io.NodeOutput:
+        check_sd15(model, "Connect the MODEL of InstaFlow Load Checkpoint, or leave this node out for this one.")
         if vae is not None:
             check_vae(vae, model)
         decoding = tiny_decoder.with_decoder(tiny_decoder.FULL if decoder is None else decoder, vae)

@@ -10,7 +10,6 @@ from torch import Tensor, bfloat16, is_grad_enabled
 
 from . import compiling, on_cpu
 from .folding import Folded, shadowed
-from .model_sampling import check_sd15
 from .patches import ACCELERATED
 from .progress import said_on_the_running_node
 
@@ -21,7 +20,8 @@ MODES = ("exact", "bf16", "compile")
 
 
 def accelerated(model: Any, vae: Any, mode: str) -> tuple[Any, Any, str]:
-    """A clone of the MODEL that computes its picture in less time, and the VAE, None where there is none.
+    """A clone of a MODEL of Stable Diffusion 1.5's shape that computes its picture in less time, and the VAE, where
+    there is one.
 
     It keeps what only a new time, a new caption or new weights change, see `Folded`, and its attention on a CPU is
     PyTorch's own. In the mode "compile" its blocks are compiled, and the decoder's, see `Compiled`; in the mode "bf16"
@@ -31,11 +31,7 @@ def accelerated(model: Any, vae: Any, mode: str) -> tuple[Any, Any, str]:
 
     Returns:
         the clone, the VAE to decode with, and what is to be said of them.
-
-    Raises:
-        ValueError: the MODEL has not Stable Diffusion 1.5's shape.
     """
-    check_sd15(model, "Connect the MODEL of InstaFlow Load Checkpoint, or leave this node out for this one.")
     clone = model.clone()
     for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
         clone.remove_wrappers_with_key(kind, ACCELERATED)
