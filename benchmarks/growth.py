@@ -23,7 +23,7 @@ from devhost import ROOT
 
 sys.path.append(str(ROOT))
 
-from measuring import peak_of
+from measuring import answer_of, peak_of
 from rows import Row
 
 FLOW, FEW_STEPS, TEACHER = "built-in: shapes", "built-in: shapes-2rf", "built-in: shapes-teacher"
@@ -64,12 +64,10 @@ def draw_here(what: str, batch: int, size: int, steps: int) -> float:
 
 def drawn(batch: int = 1, size: int = NATIVE, steps: int = 1) -> dict[str, float]:
     """As `draw_here`, each figure in a process of its own."""
-    figures = {}
-    for what, environment in (("seconds", {}), ("memory", GIVING_BACK)):
-        command = [sys.executable, __file__, what, str(batch), str(size), str(steps)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment)
-        figures[what] = float(json.loads(done.stdout.splitlines()[-1]))
-    return figures
+    return {
+        "seconds": answer_of(__file__, "seconds", batch, size, steps),
+        "memory": answer_of(__file__, "memory", batch, size, steps, **GIVING_BACK),
+    }
 
 
 def grown(name: str, numbers: tuple[int, ...], taken: list[dict[str, float]], power: int = 1) -> list[Row]:

@@ -8,9 +8,7 @@ Importing is once a process, so `measure` starts a process for each time.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from devhost import PACK_NAME, located
 from host_process import load_pack, open_host
+from measuring import answer_of
 
 
 def measure_here(base: Path) -> dict[str, Any]:
@@ -46,11 +45,8 @@ def measure_here(base: Path) -> dict[str, Any]:
 def once(base: Path) -> dict[str, Any]:
     """As `measure_here`, in a process of its own, which keeps under `base` what Python compiles, and finds it there
     the next time: as a host does, also where this process was told to keep nothing."""
-    kept = {**os.environ, "PYTHONPYCACHEPREFIX": str(base / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}
-    command = [sys.executable, __file__, str(base)]
-    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=kept).stdout
-    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return result
+    kept = {"PYTHONPYCACHEPREFIX": str(base / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}
+    return dict(answer_of(__file__, base, **kept))
 
 
 def measure(times: int) -> tuple[float, float]:

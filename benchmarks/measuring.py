@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rows import Row
 
@@ -65,6 +66,14 @@ def printed(rows: Sequence[Row]) -> None:
 
 def rows_of(script: str, *arguments: object) -> list[Row]:
     """The rows that a script prints, in a process of its own: the host can be opened once in each."""
+    return [Row(**row) for row in answer_of(script, *arguments)]
+
+
+def answer_of(script: str, *arguments: object, **environment: str) -> Any:
+    """What a script prints last, as JSON, in a process of its own.
+
+    environment: beside what is set here.
+    """
     command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
-    return [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment)
+    return json.loads(done.stdout.splitlines()[-1])

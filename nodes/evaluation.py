@@ -13,7 +13,7 @@ from .guidance import check_guidance
 from .host import memory, paths, training
 from .host.inputs import checked
 from .host.progress import Progress
-from .host.schema import advanced, prompts_input, report_output, schema, seed_input
+from .host.schema import advanced, prompts_input, report_output, schema, seed_input, size_inputs
 
 if TYPE_CHECKING:
     from ..instaflow_core.evaluation.extractors import Networks
@@ -88,17 +88,7 @@ class InstaFlowEvaluate(io.ComfyNode):
                 seed_input(
                     "seed", "Of the noise: picture i starts from noise (seed, i). Keep it to compare.", 0, False
                 ),
-                *(
-                    io.Int.Input(
-                        side,
-                        default=0,
-                        min=0,
-                        max=4096,
-                        step=8,
-                        tooltip="Of the pictures in pixels; 0: the model's own.",
-                    )
-                    for side in ("width", "height")
-                ),
+                *size_inputs("model"),
                 io.Combo.Input(
                     "networks",
                     options=[BUILT_IN, OF_PAPERS],

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from .host import memory, training
 from .host.inputs import checked
 from .host.progress import Progress
-from .host.schema import advanced, prompts_input, schema, seed_input
+from .host.schema import advanced, prompts_input, schema, seed_input, size_inputs
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,7 @@ class InstaFlowTriplets(io.ComfyNode):
                     tooltip="Guidance of the teacher; 0: its own, which its file names, else the paper's: 5.0 for "
                     "Stable Diffusion, 1.5 for a 2-rectified flow.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=8,
-                    tooltip="Of the pictures in pixels; 0: the teacher's own.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=8,
-                    tooltip="Of the pictures in pixels; 0: the teacher's own.",
-                ),
+                *size_inputs("teacher"),
                 io.Int.Input("batch_size", default=8, min=1, max=1024, tooltip="Pictures to make at once."),
                 seed_input("seed", "Seed of the noise: picture i starts from noise (seed, i).", control=False),
                 io.String.Input(

@@ -43,7 +43,8 @@ def accelerated(model: Any, vae: Any, mode: str) -> tuple[Any, Any, str]:
         if not trouble:
             tell = said_on_the_running_node()
             compiled = compiling.Compiled(tell)
-            vae = vae and compiling.with_compiled_decoder(vae, compiling.Compiled(tell))
+            if vae is not None:
+                vae = compiling.with_compiled_decoder(vae, compiling.Compiled(tell))
     if mode == "bf16":
         said = on_cpu.no_bfloat16(model.load_device) or ""
         if not said:

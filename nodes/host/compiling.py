@@ -59,9 +59,9 @@ class Compiled:
         patched = regions.is_patched(options)
         made = {ResBlock: self._residual, SpatialTransformer: self._transformer}
         return {
-            block.module: made.get(block.of, self._alone)(block)
+            block.module: made.get(type(block.module), self._alone)(block)
             for block in blocks
-            if not (patched and block.of is SpatialTransformer) and not any(map(is_changed, block.parts))
+            if not (patched and type(block.module) is SpatialTransformer) and not any(map(is_changed, block.parts))
         }
 
     def _residual(self, block: _Block) -> Callable[..., Tensor]:
@@ -193,7 +193,6 @@ class _Block:
         parts: all modules in it, which are the host's own as long as nobody changes one.
         kind: what it has in common with the blocks that one compilation serves.
         region: makes its region.
-        of: the host's class of it.
     """
 
     module: Module
@@ -201,27 +200,28 @@ class _Block:
     parts: list[Module]
     kind: Hashable
     region: Callable[[], regions.Region]
-    of: type
+
+
+_REGIONS: dict[type, tuple[Callable[[Any], list[Any] | None], Callable[..., regions.Region]]] = {
+    ResBlock: (regions.residual_layers, regions.residual),
+    SpatialTransformer: (regions.transformer_layers, regions.transformer),
+    ResnetBlock: (regions.autoencoder_layers, regions.residual),
+    Block: (regions.tiny_layers, regions.tiny),
+}
+"""For the host's classes, and not for those made of them, which compute something else: the layers of a block, and what
+makes its region."""
 
 
 def _blocks(network: Module) -> Iterator[_Block]:
-    make: Callable[..., regions.Region]
     for module in network.modules():
-        of: Any = type(module)  # not a class made of one of these, which computes something else
-        if of is ResBlock:
-            layers, make = regions.residual_layers(module), regions.residual
-        elif of is ResnetBlock:
-            layers, make = regions.autoencoder_layers(module), regions.residual
-        elif of is Block:
-            layers, make = regions.tiny_layers(module), regions.tiny
-        elif of is SpatialTransformer:
-            layers, make = regions.transformer_layers(module), regions.transformer
-        else:
+        if type(module) not in _REGIONS:
             continue
+        layers_of, make = _REGIONS[type(module)]
+        layers = layers_of(module)
         if layers is not None:
             constants = _constants(module, layers[0])
             kind = (make, constants, tuple(layer.weight.shape for layer in layers))
-            yield _Block(module, layers, list(module.modules()), kind, partial(make, *constants), of)
+            yield _Block(module, layers, list(module.modules()), kind, partial(make, *constants))
 
 
 def _constants(block: Any, first: Any) -> tuple[Any, ...]:

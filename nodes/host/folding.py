@@ -151,7 +151,8 @@ def is_changed(layer: Module) -> bool:
 
     Nodes that make pictures tile without a seam put another `_conv_forward` or `padding_mode` into convolutions.
     """
-    if {"forward", "_conv_forward"} & vars(layer).keys() or getattr(layer, "padding_mode", "zeros") != "zeros":
+    own = vars(layer)  # asked of hundreds of layers an evaluation: what a module lacks takes it long to say
+    if "forward" in own or "_conv_forward" in own or own.get("padding_mode", "zeros") != "zeros":
         return True
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 

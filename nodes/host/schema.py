@@ -49,6 +49,12 @@ def seed_input(name: str, tooltip: str, default: int = 0, control: bool | None =
     )
 
 
+def size_inputs(whose: str) -> list[Any]:
+    """The inputs `width` and `height` of pictures, which may be left to `whose` own."""
+    tooltip = f"Of the pictures in pixels; 0: the {whose}'s own."
+    return [io.Int.Input(side, default=0, min=0, max=4096, step=8, tooltip=tooltip) for side in ("width", "height")]
+
+
 def advanced(taken: io.Input) -> io.Input:
     """The same input, folded away by a browser that can: for those who know that they want it."""
     taken.extra_dict["advanced"] = True
